@@ -1,0 +1,11 @@
+"""Joint quantization and pruning of weights and activations, scheduled during training, as passes on torch.fx."""
+
+from fxcompress.api import compress as compress
+from fxcompress.export import export_onnx as export_onnx
+from fxcompress.frozen import freeze as freeze
+from fxcompress.module import CompressedModule as CompressedModule
+from fxcompress.report import report as report
+from fxcompress.spec import Prune as Prune
+from fxcompress.spec import Quantize as Quantize
+from fxcompress.spec import Spec as Spec
+from fxcompress.verify import verify as verify

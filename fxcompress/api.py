@@ -1,0 +1,124 @@
+"""`compress`: one call from a model and a spec to a net that trains as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from fxcompress.assign import Assignment, assign
+from fxcompress.capture import bind, capture
+from fxcompress.graph import COMPRESSION, has_module
+from fxcompress.module import CompressedModule
+from fxcompress.passes import (
+    Canonicalize,
+    PruneActivations,
+    PruneWeights,
+    QuantizeActivations,
+    QuantizeWeights,
+    ShareScales,
+)
+from fxcompress.pipeline import Hook, Pass, run
+from fxcompress.schedule import Event, Schedule
+from fxcompress.shapes import propagate_shapes
+from fxcompress.sites import Site, find_sites
+from fxcompress.spec import Prune, Quantize, Spec
+from fxcompress.targets import check_target
+from fxcompress.timing import Phase, plan
+
+
+def compress(  # noqa: PLR0913 - the public surface
+    model: nn.Module,
+    spec: Any,
+    example_inputs: Any,
+    *,
+    total_steps: int | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    target: str = "onnxruntime",
+) -> CompressedModule:
+    """Rewrite `model` into a net with pruners and quantizers that act on the schedule of `spec`.
+
+    Args:
+        model: any module; its parameters and buffers become the net's own, under the same names.
+        spec: the notation (`"P0.5(w,f) -> Q8(w,f)"`), a path to a YAML, TOML or JSON file, a dict or a `Spec`.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword inputs that the model is called with.
+        total_steps: optimizer steps of the whole training; needed where times are percentages or left out.
+        optimizer: if given, its completed steps move the schedule; else call `net.schedule.step()` after each.
+        target: the runtime that the net is meant for.
+
+    Raises SpecError, CaptureError or ScheduleError before anything is rewritten; `model` itself stays as it was.
+    """
+    spec = Spec.of(spec)
+    check_target(spec, target)
+    phases = plan(spec, total_steps)
+    inputs = bind(model, example_inputs)
+    net = captured_net(model, inputs)
+    sites = all_sites(net)
+    assignment = assign(spec, list(sites.values()))
+    for gm in net.each_variant():
+        run(gm, compression_passes(gm, assignment))
+    net.spec = spec
+    events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
+    events.sort(key=lambda event: event.step)
+    net.schedule = Schedule(net, tuple(events), total_steps, inputs, _notes(assignment, sites))
+    net.schedule.start()
+    if optimizer is not None:
+        net.schedule.attach(optimizer)
+    return net
+
+
+def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None = None) -> CompressedModule:
+    """The model as a canonical net with shapes noted and nothing inserted."""
+    net = CompressedModule(capture(model, inputs), type(model).__name__)
+    for gm in net.each_variant():
+        propagate_shapes(gm, inputs)
+        run(gm, [Canonicalize()], after)
+    return net
+
+
+def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:
+    """The passes that insert what the rules assign, pruners first: `q(p(x))`."""
+    sites = find_sites(gm)
+    weights = [s.name for s in sites if s.kind == "weight"]
+    activations = [s.name for s in sites if s.kind == "activation"]
+    passes: list[Any] = [
+        PruneWeights(assignment.prunes("weight", weights)),
+        PruneActivations(assignment.prunes("activation", activations)),
+        QuantizeWeights(assignment.quantizes("weight", weights)),
+        QuantizeActivations(assignment.quantizes("activation", activations)),
+        ShareScales(),
+    ]
+    return passes
+
+
+def all_sites(net: CompressedModule) -> dict[str, Site]:
+    """The sites of all graphs of a net by name."""
+    return {site.name: site for gm in net.each_variant() for site in find_sites(gm)}
+
+
+def _events(net: CompressedModule, assignment: Assignment, phase: Phase, sites: Mapping[str, Site]) -> Iterator[Event]:
+    rule, kind = phase.rule, phase.target
+    names = [name for name, index in assignment.rules[rule.op, kind].items() if index == phase.rule_index]
+    suffix = "pruner" if isinstance(rule, Prune) else "quantizer"
+    for position, step in enumerate(phase.steps):
+        for name in names:
+            path = f"{COMPRESSION}.{name}_{suffix}"
+            value = rule.levels()[position] if isinstance(rule, Prune) else rule.bits_for(sites[name].is_edge)
+            if has_module(net, path):  # a quantizer that shares another's scale is gone
+                yield Event(step, name, kind, rule.op, value, path, phase.rule_index, rule.window)
+
+
+def _notes(assignment: Assignment, sites: Mapping[str, Site]) -> tuple[str, ...]:
+    raised: dict[int, list[str]] = {}
+    for (_, _), rules in assignment.rules.items():
+        for name, index in rules.items():
+            rule = assignment.spec.rules[index]
+            if isinstance(rule, Quantize) and sites[name].is_edge and rule.bits_for(True) != rule.bits:
+                raised.setdefault(rule.bits_for(True), []).append(name)
+    return tuple(
+        f"first and last layers keep {bits} bits (set first_last_bits to change it): {', '.join(names)}"
+        for bits, names in raised.items()
+    )

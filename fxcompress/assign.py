@@ -1,0 +1,77 @@
+"""Assign the rules of a spec to the weights and activations of a model, before anything is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from fxcompress.errors import SpecError
+from fxcompress.sites import Kind, Site
+from fxcompress.spec import Prune, Quantize, Spec
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which rule, by its index, acts on which tensor: `{(op, kind): {tensor: rule index}}`."""
+
+    spec: Spec
+    rules: Mapping[tuple[str, Kind], Mapping[str, int]]
+
+    def prunes(self, kind: Kind, names: Iterable[str]) -> dict[str, Prune]:
+        """The prune rules of those of `names` that have one."""
+        return {name: rule for name, rule in self._of("prune", kind, names) if isinstance(rule, Prune)}
+
+    def quantizes(self, kind: Kind, names: Iterable[str]) -> dict[str, Quantize]:
+        """The quantize rules of those of `names` that have one."""
+        return {name: rule for name, rule in self._of("quantize", kind, names) if isinstance(rule, Quantize)}
+
+    def _of(self, op: str, kind: Kind, names: Iterable[str]) -> Iterator[tuple[str, Prune | Quantize]]:
+        chosen = self.rules[op, kind]
+        return ((name, self.spec.rules[chosen[name]]) for name in names if name in chosen)
+
+
+def assign(spec: Spec, sites: list[Site]) -> Assignment:
+    """Select the sites of every rule.
+
+    Raises SpecError if a rule selects nothing, or two rules set the same thing on one tensor differently.
+    """
+    kinds: tuple[Kind, Kind] = ("weight", "activation")
+    rules: dict[tuple[str, Kind], dict[str, int]] = {(op, kind): {} for op in ("prune", "quantize") for kind in kinds}
+    for index, rule in enumerate(spec.rules):
+        for kind in rule.target:
+            able = [s for s in sites if s.kind == kind and (s.prunable if rule.op == "prune" else s.quantizable)]
+            chosen = [s for s in able if _selects(rule, s)]
+            if not chosen:
+                raise SpecError(_selects_nothing(index, rule, kind, able))
+            for site in chosen:
+                _put(rules[rule.op, kind], site, index, spec)
+    return Assignment(spec, rules)
+
+
+def _selects(rule: Prune | Quantize, site: Site) -> bool:
+    if rule.match and not rule.match.matches(site.names, site.types):
+        return False
+    return not (rule.exclude and rule.exclude.matches(site.names, site.types))
+
+
+def _put(chosen: dict[str, int], site: Site, index: int, spec: Spec) -> None:
+    earlier = chosen.get(site.name)
+    if earlier is not None and spec.rules[earlier] != spec.rules[index]:
+        raise SpecError(
+            f"rule {earlier + 1} '{spec.rules[earlier]}' and rule {index + 1} '{spec.rules[index]}' set "
+            f"{spec.rules[index].op} on {site.kind} '{site.name}' differently; give one of them an 'exclude' that "
+            "names it"
+        )
+    chosen.setdefault(site.name, index)
+
+
+def _selects_nothing(index: int, rule: Prune | Quantize, kind: Kind, able: list[Site]) -> str:
+    what = "pruned" if rule.op == "prune" else "quantized"
+    there = ", ".join(f"'{s.name}' ({'/'.join(t for t in s.types if t)})" for s in able[:20])
+    more = f" and {len(able) - 20} more" if len(able) > 20 else ""
+    mend = (
+        f"; mend 'match' or 'exclude': there are {there}{more}"
+        if able
+        else f"; the model has no {kind} that can be {what}"
+    )
+    return f"rule {index + 1} '{rule}' selects no {kind}{mend}"

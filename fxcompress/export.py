@@ -1,0 +1,231 @@
+"""Write a trained net as ONNX with QDQ nodes, whole or not at all, and say what a runtime makes of it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import opset18 as op
+from torch.fx import GraphModule
+
+from fxcompress.errors import ExportError
+from fxcompress.frozen import lower
+from fxcompress.inputs import bind_example
+from fxcompress.module import CompressedModule
+from fxcompress.names import quantized_names
+from fxcompress.qdq import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
+from fxcompress.verify import Verification, verify
+
+OLDEST_OPSET = 18
+
+
+def export_onnx(
+    net: CompressedModule,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    *,
+    opset: int = 21,
+    dynamic_batch: bool = True,
+) -> Verification:
+    """Write `net` to `path`, run the file in ONNX Runtime and return what was compared.
+
+    Args:
+        net: what `compress` returned, trained past every event of its spec.
+        path: the file to write; it appears whole or not at all.
+        example_inputs: as for `compress`; by default those that `compress` was given.
+        opset: ONNX opset of the file, 18 or newer.
+        dynamic_batch: whether the first axis of every input is free.
+
+    Raises ExportError if an event has not acted yet, the opset cannot be written or the path not be written to.
+    """
+    target = _writable(Path(path))
+    _refuse_unfinished(net)
+    _refuse_opset(opset)
+    inputs = bind_example(net, example_inputs)
+    lowered = lower(net)
+    model = _to_onnx(lowered, inputs, opset, dynamic_batch)
+    _strip_traces(model)
+    model.metadata_props["fxcompress.spec"] = str(net.spec)
+    model.metadata_props["fxcompress.version"] = metadata.version("fxcompress")
+    _write(model, target)
+    return verify(net, target, example_inputs)
+
+
+def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], opset: int, dynamic_batch: bool) -> ir.Model:
+    examples = {k: _at_least_two(v) if dynamic_batch else v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+    _drop_other_inputs(lowered, set(examples))
+    batch = torch.export.Dim("batch")
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                lowered,
+                kwargs=examples,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                dynamic_shapes={k: {0: batch} for k in examples} if dynamic_batch else None,
+                custom_translation_table=_TRANSLATIONS,
+                output_names=_output_names(lowered),
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ExportError(_why(error, dynamic_batch)) from error
+    assert program is not None
+    model: ir.Model = program.model
+    if model.opset_imports.get("") != opset:
+        raise ExportError(
+            f"opset {opset} was asked for and PyTorch's exporter wrote {model.opset_imports.get('')}; ask for that"
+        )
+    _name_tensors(model, lowered)
+    return model
+
+
+def _name_tensors(model: ir.Model, lowered: GraphModule) -> None:
+    """Name the integer tensors by module path, after checking that file and graph have the same ones in the same
+    order."""
+    expected = quantized_names(lowered)
+    quantizes = [n for n in model.graph if n.op_type == "QuantizeLinear"]
+    found = [_constant(n.inputs[1]) for n in quantizes]
+    scales = [float(lowered.get_buffer(str(n.args[1].target))) for n in expected]  # type: ignore[union-attr]
+    if found != scales:
+        raise ExportError(
+            "the file's quantized tensors are not the graph's; this is a fault of fxcompress, please report it"
+        )
+    for node, name in zip(quantizes, expected.values(), strict=True):
+        last = node.outputs[0]
+        for consumer in last.consumers():
+            if consumer.op_type == "Clip":
+                last = consumer.outputs[0]
+        last.name = name
+
+
+def _strip_traces(model: ir.Model) -> None:
+    """Drop the stack traces that PyTorch's exporter writes on every node: a tenth of a small file."""
+    for node in model.graph:
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _constant(value: Any) -> float:
+    return float(np.asarray(value.const_value.numpy()))
+
+
+def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
+    q = op.QuantizeLinear(x, scale, zero_point)
+    signed, low, high = qmin < 0, -128 if qmin < 0 else 0, 127 if qmin < 0 else 255
+    if (qmin, qmax) != (low, high):  # a width ONNX has no type for: clip the integers, a float Clip would stop fusion
+        kind = np.int8 if signed else np.uint8
+        q = op.Clip(q, op.Constant(value=onnx.numpy_helper.from_array(np.array(qmin, kind))),
+                    op.Constant(value=onnx.numpy_helper.from_array(np.array(qmax, kind))))  # fmt: skip
+    return op.DequantizeLinear(q, scale, zero_point)
+
+
+def _dequantize(integers: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+    return op.DequantizeLinear(integers, scale, zero_point, axis=axis)
+
+
+def _global_average_pool(x: Any) -> Any:
+    return op.GlobalAveragePool(x)
+
+
+_TRANSLATIONS: dict[Any, Any] = {
+    QUANTIZE_DEQUANTIZE: _quantize_dequantize,
+    DEQUANTIZE: _dequantize,
+    GLOBAL_AVERAGE_POOL: _global_average_pool,
+}
+
+
+def _write(model: ir.Model, target: Path) -> None:
+    """Write beside the target, then move: a reader sees the old file or the new one, never a part."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        ir.save(model, name)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _writable(path: Path) -> Path:
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = (
+            "is a folder"
+            if path.is_dir()
+            else "has no folder to stand in"
+            if not folder.is_dir()
+            else "is in a read-only folder"
+        )
+        raise ExportError(f"cannot write '{path}': it {what}; name a file in an existing folder you may write to")
+    return path
+
+
+def _refuse_unfinished(net: CompressedModule) -> None:
+    if not isinstance(net, CompressedModule):
+        raise ExportError(f"expected what fxcompress.compress returns, got {type(net).__name__}")
+    pending = net.schedule.pending()
+    if pending:
+        first = pending[0]
+        raise ExportError(
+            f"the spec '{net.spec}' has {len(pending)} events that have not acted yet, the next after step "
+            f"{first.step} ({first.action} {first.kind} '{first.tensor}'), and the schedule stands at step "
+            f"{net.schedule.steps}; train on (pass optimizer= to compress, or call net.schedule.step() after each "
+            "optimizer step)"
+        )
+
+
+def _refuse_opset(opset: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ExportError(
+            f"opset {opset} cannot be written: PyTorch's exporter writes {OLDEST_OPSET} to {newest}; 21 is the default"
+        )
+
+
+def _why(error: Exception, dynamic_batch: bool) -> str:
+    cause = str(error.__cause__ or error).strip().splitlines()[0]
+    hint = "; if the model fixes its batch size, pass dynamic_batch=False" if dynamic_batch else ""
+    return f"PyTorch's ONNX exporter refused the graph: {cause}{hint}"
+
+
+def _output_names(lowered: GraphModule) -> list[str]:
+    count = len(torch.utils._pytree.tree_leaves(lowered.graph.output_node().args[0]))
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def _drop_other_inputs(lowered: GraphModule, kept: set[str]) -> None:
+    for node in list(lowered.graph.nodes):
+        if node.op == "placeholder" and node.target not in kept and not node.users:
+            lowered.graph.erase_node(node)
+    lowered.recompile()
+
+
+def _at_least_two(x: torch.Tensor) -> torch.Tensor:
+    # An axis of length one would be exported as a constant.
+    return torch.cat([x, x]) if x.ndim and len(x) == 1 else x
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what PyTorch's exporter warns about its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

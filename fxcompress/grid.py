@@ -1,0 +1,85 @@
+"""The integer grids of ONNX and the arithmetic on them: divide by the scale, round half to even, saturate.
+
+q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax)        (ONNX QuantizeLinear)
+y = (q - zero_point) * scale                                          (ONNX DequantizeLinear)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The integers a quantizer may use: `bits` wide, signed or not, symmetric (zero point 0) or affine.
+
+    A `narrow` signed grid is +-(2^(bits-1) - 1), so that an integer can be negated, as folding a batch norm does to
+    weights.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    narrow: bool = False
+
+    @property
+    def qmin(self) -> int:
+        """Smallest integer."""
+        if not self.signed:
+            return 0
+        return -int(2 ** (self.bits - 1)) + int(self.narrow)
+
+    @property
+    def qmax(self) -> int:
+        """Largest integer."""
+        return int(2 ** (self.bits - 1)) - 1 if self.signed else int(2**self.bits) - 1
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The integer type of ONNX that holds the grid."""
+        wide = self.bits > 8
+        if self.signed:
+            return torch.int16 if wide else torch.int8
+        return torch.uint16 if wide else torch.uint8
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """Integers of `x` on `grid`, as a float tensor of `x`'s shape; `scale` and `zero_point` broadcast against `x`."""
+    return torch.div(x, scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+    """`x` on the grid of `grid` and `scale`, with straight-through gradient.
+
+    The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere.
+    """
+    return _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-any-return]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.grid = grid
+        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, scale, zero_point = ctx.saved_tensors
+        q = torch.div(x, scale).round_().add_(zero_point)
+        # hardtanh's backward is one fused pass; its bounds are open, and q is whole, so half a step outside is exact.
+        low, high = ctx.grid.qmin - 0.5, ctx.grid.qmax + 0.5
+        return torch.ops.aten.hardtanh_backward(grads[0], q, low, high), None, None, None
+
+
+def broadcast(values: Tensor, axis: int | None, ndim: int) -> Tensor:
+    """Per-channel `values` of shape [C] as [1, .., C, .., 1] along `axis` of an `ndim`-dimensional tensor."""
+    if axis is None:
+        return values
+    shape = [1] * ndim
+    shape[axis] = -1
+    return values.view(shape)

@@ -1,0 +1,65 @@
+"""Products on integer-valued operands, scaled afterwards: exact, so the order of additions cannot matter.
+
+    y = float32(sum q_x q_w + q_b) * (s_x s_w)
+
+Sums are kept in float32 where no sum can reach 2^24, else in float64 (exact to 2^53).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fxcompress.grid import broadcast
+
+Product = Callable[..., Tensor]
+
+
+def _integer(function: Product, channels_last: bool = False) -> Product:
+    """`function(x, weight, bias, *args)` on the integers behind `x` (on a grid of scale `x_scale`, any zero point)."""
+
+    def product(
+        x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[Tensor, Tensor], wide: bool, *args: Any
+    ) -> Tensor:
+        dtype = torch.float64 if wide else torch.float32
+        x_scale, weight_scale = scales
+        integers = torch.div(x, x_scale).round_().to(dtype)
+        total = function(integers, weight.to(dtype), None, *args)
+        axis = total.ndim - 1 if channels_last else 1
+        if bias is not None:
+            total = total + broadcast(bias.to(dtype), axis, total.ndim)
+        scale = x_scale * weight_scale
+        return total.to(torch.float32) * broadcast(scale, axis if scale.ndim else None, total.ndim)
+
+    product.__name__ = product.__qualname__ = f"integer_{function.__name__}"
+    product.__module__ = __name__
+    return product
+
+
+integer_conv1d, integer_conv2d, integer_conv3d = _integer(F.conv1d), _integer(F.conv2d), _integer(F.conv3d)
+integer_conv_transpose1d = _integer(F.conv_transpose1d)
+integer_conv_transpose2d = _integer(F.conv_transpose2d)
+integer_conv_transpose3d = _integer(F.conv_transpose3d)
+integer_linear = _integer(F.linear, channels_last=True)
+
+INTEGER: dict[Any, Product] = {
+    F.conv1d: integer_conv1d,
+    F.conv2d: integer_conv2d,
+    F.conv3d: integer_conv3d,
+    F.conv_transpose1d: integer_conv_transpose1d,
+    F.conv_transpose2d: integer_conv_transpose2d,
+    F.conv_transpose3d: integer_conv_transpose3d,
+    F.linear: integer_linear,
+}
+
+
+def needs_float64(weight: Tensor, bias: Tensor | None, axis: int, largest: int) -> bool:
+    """Whether a sum of `weight`'s integers times inputs up to `largest` in magnitude can leave float32's exact
+    integers."""
+    sums = weight.movedim(axis, 0).flatten(1).double().abs().sum(1)
+    bound = sums.max() * largest + (0 if bias is None else bias.double().abs().max())
+    return bool(bound >= 2**24) if sums.numel() else False

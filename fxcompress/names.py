@@ -1,0 +1,20 @@
+"""Names of the quantized tensors in a file: the path of the module that yields them."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule, Node
+
+from fxcompress.graph import site
+from fxcompress.qdq import QUANTIZE_DEQUANTIZE
+
+
+def quantized_names(lowered: GraphModule) -> dict[Node, str]:
+    """For each quantize-dequantize of a lowered graph, in graph order, the name of its integer tensor in the file."""
+    names: dict[Node, str] = {}
+    taken: dict[str, int] = {}
+    for node in lowered.graph.nodes:
+        if node.target is QUANTIZE_DEQUANTIZE:
+            name = site(node)
+            taken[name] = taken.get(name, -1) + 1
+            names[node] = f"{name}.quantized" + (f"_{taken[name]}" if taken[name] else "")
+    return names

@@ -1,0 +1,133 @@
+"""What each operator means to compression: product, batch norm, activation, elementwise, pooling, value-preserving.
+
+One table per meaning, keyed by what a canonical graph calls: a function, a method name or a module class.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import GraphModule, Node
+
+CONVOLUTIONS: frozenset[Any] = frozenset({F.conv1d, F.conv2d, F.conv3d})
+TRANSPOSED: frozenset[Any] = frozenset({F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
+PRODUCTS: frozenset[Any] = CONVOLUTIONS | TRANSPOSED | {F.linear}
+"""Operators with a weight as their second argument: (input, weight, bias, ...)."""
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+RELUS: frozenset[Any] = frozenset({F.relu, torch.relu, "relu", nn.ReLU})
+RELU6S: frozenset[Any] = frozenset({F.relu6, nn.ReLU6})
+ADDS: frozenset[Any] = frozenset({torch.add, operator.add})
+MULS: frozenset[Any] = frozenset({torch.mul, operator.mul})
+AVERAGE_POOLS: frozenset[Any] = frozenset({F.avg_pool2d, F.adaptive_avg_pool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d})
+CATS: frozenset[Any] = frozenset({torch.cat})
+DROPOUTS: frozenset[Any] = frozenset(
+    {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
+)
+STOCHASTIC_DEPTHS = frozenset({"stochastic_depth", "StochasticDepth", "drop_path", "DropPath"})
+"""Functions and modules of torchvision and timm, by name: neither is a dependency."""
+
+VALUE_PRESERVING: frozenset[Any] = CATS | {
+    F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+    F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d,
+    torch.flatten, nn.Flatten, nn.Unflatten, torch.reshape, "view", "contiguous",
+    torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
+    torch.chunk, torch.split, torch.unbind, operator.getitem,
+    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle, nn.Identity,
+}  # fmt: skip
+"""Operators whose outputs are some of their inputs' values (in evaluation): what is on a grid stays on it."""
+
+
+def called(gm: GraphModule, node: Node) -> Any:
+    """What `node` calls, as the tables above name it: a function, a method name, a module class, or None."""
+    if node.op == "call_module":
+        return type(gm.get_submodule(str(node.target)))
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def is_product(node: Node) -> bool:
+    """Whether `node` multiplies an activation by a weight."""
+    return node.op == "call_function" and node.target in PRODUCTS
+
+
+def is_batch_norm(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` calls a batch norm module."""
+    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), BATCH_NORMS)
+
+
+def is_fusible_activation(gm: GraphModule, node: Node) -> bool:
+    """Whether integer kernels do `node` for free, by saturating where they round."""
+    return called(gm, node) in RELUS | RELU6S
+
+
+def is_dropout(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` drops values in training and hands its input on in evaluation (stochastic depth included)."""
+    target = called(gm, node)
+    return target in DROPOUTS or getattr(target, "__name__", "") in STOCHASTIC_DEPTHS
+
+
+def is_value_preserving(gm: GraphModule, node: Node) -> bool:
+    """Whether, in evaluation, every output value of `node` is one of its input values."""
+    return called(gm, node) in VALUE_PRESERVING or is_dropout(gm, node)
+
+
+def is_elementwise(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` adds or multiplies two activations, for which runtimes have integer kernels."""
+    if called(gm, node) not in ADDS | MULS or node.kwargs:
+        return False
+    return len(node.args) == 2 and all(isinstance(a, Node) and is_activation(a) for a in node.args)
+
+
+def has_integer_kernel(gm: GraphModule, node: Node) -> bool:
+    """Whether runtimes compute `node` on integers when its inputs and output are quantized."""
+    return is_product(node) or is_elementwise(gm, node) or called(gm, node) in AVERAGE_POOLS
+
+
+def is_activation(node: Node) -> bool:
+    """Whether `node` yields a floating-point tensor that depends on the model's inputs."""
+    meta = node.meta.get("tensor_meta")
+    dtype = getattr(meta, "dtype", None)
+    return node.op not in ("get_attr", "output") and dtype is not None and bool(dtype.is_floating_point)
+
+
+def activation_inputs(node: Node) -> Iterator[Node]:
+    """The inputs of `node` that are activations; of a product its first argument alone."""
+    inputs = [node.args[0]] if is_product(node) else node.all_input_nodes
+    return (n for n in inputs if isinstance(n, Node) and (is_activation(n) or "tensor_meta" in n.meta))
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of the tensor that `node` yields, as the example inputs made it."""
+    return tuple(node.meta["tensor_meta"].shape)
+
+
+def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
+    """The argument of `node` given by position or by name."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def weight_of(product: Node) -> Any:
+    """The node that a product takes its weight from."""
+    return argument(product, 1, "weight")
+
+
+def channel_axis(product: Node) -> int:
+    """The axis of a product's weight that counts output channels (per group, for transposed convolutions)."""
+    return 1 if product.target in TRANSPOSED else 0
+
+
+def macs(product: Node) -> int:
+    """Multiply-accumulates of one product over the whole example batch (groups counted)."""
+    weight = weight_of(product)
+    shape = shape_of(weight)
+    if product.target in TRANSPOSED:
+        return math.prod(shape_of(product.args[0])) * math.prod(shape[1:])  # type: ignore[arg-type]
+    return math.prod(shape_of(product)) * math.prod(shape[1:])

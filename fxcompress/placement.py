@@ -1,0 +1,51 @@
+"""Which grid a tensor of a frozen graph lies on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxcompress.operators import is_value_preserving
+from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+
+
+def grid_of(gm: GraphModule, node: Any) -> Node | None:
+    """The `quantize_dequantize` whose grid `node`'s values lie on, seen through what keeps values; None if there is
+    none.
+
+    A concatenation lies on a grid if all its inputs lie on the same.
+    """
+    grids = set[Any]()
+    pending, seen, found = [node], set[Any](), None
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, Node) or node in seen:
+            continue
+        seen.add(node)
+        if node.target is QUANTIZE_DEQUANTIZE:
+            found = found or node
+            grids.add(node.args[1].target)  # type: ignore[union-attr]
+        elif keeps_grid(gm, node):
+            pending += _tensors(node)
+        else:
+            return None
+    return found if len(grids) == 1 else None
+
+
+def keeps_grid(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` yields values of its input: value-preserving, or a mask's multiplication."""
+    return is_value_preserving(gm, node) or is_masking(node)
+
+
+def is_masking(node: Node) -> bool:
+    """Whether `node` multiplies an activation by a stored mask."""
+    return node.target is torch.mul and isinstance(node.args[1], Node) and node.args[1].target is DEQUANTIZE
+
+
+def _tensors(node: Node) -> list[Any]:
+    if is_masking(node):
+        return [node.args[0]]
+    first = node.args[0] if node.args else None
+    return list(first) if isinstance(first, (list, tuple)) else [first]

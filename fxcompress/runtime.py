@@ -1,0 +1,84 @@
+"""ONNX Runtime: sessions, which operators its optimizer leaves in float, what masks cost in time."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+HAS_INTEGER_KERNEL = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
+"""Float operators that ONNX Runtime has integer kernels for, and what its optimizer fuses them to."""
+
+ERRORS_ONLY = 3
+PROFILED_RUNS = 5
+
+
+def session(path: Path, optimized: bool = True, threads: int = 0, saved: Path | None = None) -> ort.InferenceSession:
+    """A CPU session on the file; `saved` is where to put the optimized graph, `threads` 0 leaves the choice to the
+    runtime."""
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = threads
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def float_operators(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
+    """What the optimizer makes of a file: operators left in float although there is an integer kernel, as `type
+    name`, and how many of each integer operator."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / "optimized.onnx"
+        session(path, saved=saved)
+        optimized = onnx.load(saved)
+    floats = _float_tensors(onnx.load(path))
+    left = [
+        f"{n.op_type} {n.name}"
+        for n in optimized.graph.node
+        if n.op_type in HAS_INTEGER_KERNEL and (n.op_type != "Add" or n.output[0] in floats)
+    ]
+    integer = Counter(
+        n.op_type for n in optimized.graph.node if n.op_type.startswith("QLinear") or n.op_type == "QGemm"
+    )
+    return tuple(left), dict(sorted(integer.items()))
+
+
+def mask_cost(path: Path, model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> tuple[int, float]:
+    """Bytes of the masks on activations in a file, and the share of a run that the runtime spends multiplying by
+    them."""
+    masks = [i for i in model.graph.initializer if i.name.endswith("_pruner_constants.mask")]
+    if not masks:
+        return 0, 0.0
+    spent, total = 0.0, 0.0
+    for name, seconds in _profile(path, feed):
+        total += seconds
+        spent += seconds if name.split("_")[0] in ("QLinearMul", "Mul") else 0.0
+    return sum(int(np.prod(m.dims)) for m in masks), spent / total if total else 0.0
+
+
+def _profile(path: Path, feed: Mapping[str, np.ndarray]) -> list[tuple[str, float]]:
+    """Operator type and time of every kernel call over a few runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = ERRORS_ONLY
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        profiled = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(PROFILED_RUNS):
+            profiled.run(None, dict(feed))
+        events = json.loads(Path(profiled.end_profiling()).read_text())
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    return [(e["args"]["op_name"], float(e["dur"])) for e in kernels]
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    known = [*model.graph.value_info, *model.graph.output]
+    return {v.name for v in known if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}

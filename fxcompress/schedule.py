@@ -1,0 +1,190 @@
+"""The schedule: a timeline of events, moved by completed optimizer steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from fxcompress.dryrun import observe_only
+from fxcompress.errors import ScheduleError
+from fxcompress.graph import COMPRESSION, tensor_at
+from fxcompress.module import CompressedModule
+from fxcompress.pruner import Pruner
+from fxcompress.quantizer import Quantizer
+from fxcompress.sites import Kind
+
+
+@dataclass(frozen=True)
+class Event:
+    """After optimizer step `step`, `tensor` is pruned to a sparsity or quantized to a number of bits.
+
+    `path` is the pruner or quantizer; it observes during the `window` steps before the event.
+    """
+
+    step: int
+    tensor: str
+    kind: Kind
+    action: str
+    value: float
+    path: str
+    rule: int
+    window: int
+
+
+@dataclass(eq=False)
+class Schedule:
+    """The events of a net and how many optimizer steps were completed.
+
+    Events that come before any training forward look at `example_inputs` instead.
+    """
+
+    net: CompressedModule
+    events: tuple[Event, ...]
+    total_steps: int | None
+    example_inputs: Mapping[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
+    steps: int = 0
+    _optimizer: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._by_step: dict[int, list[Event]] = {}
+        for event in self.events:
+            self._by_step.setdefault(event.step, []).append(event)
+        # Observation starts at these steps; it ends with the event itself.
+        self._windows: dict[int, list[Event]] = {}
+        previous: dict[str, int] = {}
+        for event in self.events:
+            start = max(event.step - event.window, previous.get(event.path, 0))
+            previous[event.path] = event.step
+            if event.kind == "activation" and start < event.step:
+                self._windows.setdefault(start, []).append(event)
+
+    def start(self) -> None:
+        """Let the events of step 0 act and open the first windows; `compress` calls it once."""
+        self._act()
+
+    def step(self) -> None:
+        """Note one completed optimizer step and let its events act.
+
+        Raises ScheduleError where an optimizer is attached, whose steps are counted already.
+        """
+        if self._optimizer is not None:
+            raise ScheduleError(
+                "an optimizer is attached and its steps move the schedule; do not call schedule.step() too"
+            )
+        self._advance()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the completed steps of `optimizer` move the schedule; gradient accumulation and skipped AMP steps do not.
+
+        Raises ScheduleError if another optimizer is attached.
+        """
+        if self._optimizer is optimizer:
+            return
+        if self._optimizer is not None:
+            raise ScheduleError(
+                "another optimizer is attached already, and two would move the schedule twice a step; "
+                "attach the one whose steps count"
+            )
+        self._optimizer = optimizer
+        optimizer.register_step_post_hook(self._after_step)
+
+    def restore(self, steps: int) -> None:
+        """Continue after `steps` completed steps; the pruners and quantizers hold the rest of the state."""
+        self.steps = steps
+        open_now = {
+            event.path: event
+            for start, events in self._windows.items()
+            for event in events
+            if start <= steps < event.step
+        }
+        for path, module in _compressors(self.net):
+            module.observing = path in open_now
+
+    def timeline(self) -> str:
+        """All events as a table: step, share of the total, what happens to how many tensors."""
+        from fxcompress.timeline import render_timeline
+
+        return render_timeline(self)
+
+    def pending(self) -> list[Event]:
+        """Events that have not acted yet."""
+        return [event for event in self.events if event.step > self.steps]
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        # A fused optimizer is called on skipped AMP steps too and told by `found_inf`.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self._advance()
+
+    def _advance(self) -> None:
+        self.steps += 1
+        self._act()
+
+    @torch.no_grad()
+    def _act(self) -> None:
+        due = self._by_step.get(self.steps, ())
+        unseen = [e for e in due if e.kind == "activation" and not self.net.get_submodule(e.path).has_observed]
+        if unseen:
+            self._calibrate_on_examples(unseen)
+        for event in due:
+            self._apply(event)
+        for event in self._windows.get(self.steps, ()):
+            module = self.net.get_submodule(event.path)
+            _reset(module)
+            module.observing = True  # type: ignore[assignment]
+
+    def _apply(self, event: Event) -> None:
+        module = self.net.get_submodule(event.path)
+        weight = self._weight(event.path) if event.kind == "weight" else None
+        if isinstance(module, Pruner):
+            module.prune(event.value, weight)
+        elif isinstance(module, Quantizer):
+            module.calibrate(weight)
+        module.observing = False  # type: ignore[assignment]
+
+    def _weight(self, path: str) -> Tensor:
+        node = next(n for g in self.net.graphs for n in g.nodes if n.op == "call_module" and n.target == path)
+        return _evaluate(self.net, node.args[0])
+
+    def _calibrate_on_examples(self, events: Iterable[Event]) -> None:
+        modules: list[Any] = [self.net.get_submodule(e.path) for e in events]
+        observing = {m: m.observing for _, m in _compressors(self.net)}
+        for module in observing:
+            module.observing = module in modules
+        observe_only(self.net, self.example_inputs)
+        for module, was in observing.items():
+            module.observing = was
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Schedule:
+        # A copy is not attached: the optimizer's hook moves the schedule it was given.
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.net, twin._optimizer = copy.deepcopy(self.net, memo), None
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_optimizer": None}
+
+
+def _compressors(net: nn.Module) -> Iterable[tuple[str, Any]]:
+    return ((p, m) for p, m in net.named_modules() if p.startswith(f"{COMPRESSION}.") and hasattr(m, "observing"))
+
+
+def _reset(module: Any) -> None:
+    (module.observer if isinstance(module, Quantizer) else module).reset()
+
+
+def _evaluate(net: GraphModule, node: Any) -> Tensor:
+    """The value of a weight: a parameter, behind the pruner that may stand on it."""
+    if isinstance(node, Node) and node.op == "call_module":
+        module: Any = net.get_submodule(str(node.target))
+        value: Tensor = module(_evaluate(net, node.args[0]))
+        return value
+    return tensor_at(net, str(node.target)).detach()

@@ -1,0 +1,15 @@
+"""The rewrites, one verb a file. The engine imports no pass; `fxcompress.api` and `fxcompress.export` put them in
+order."""
+
+from fxcompress.passes.canonicalize import Canonicalize as Canonicalize
+from fxcompress.passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
+from fxcompress.passes.freeze import Freeze as Freeze
+from fxcompress.passes.integer_products import IntegerProducts as IntegerProducts
+from fxcompress.passes.lower_to_qdq import LowerToQdq as LowerToQdq
+from fxcompress.passes.prune_activations import PruneActivations as PruneActivations
+from fxcompress.passes.prune_weights import PruneWeights as PruneWeights
+from fxcompress.passes.quantize_activations import QuantizeActivations as QuantizeActivations
+from fxcompress.passes.quantize_bias import QuantizeBias as QuantizeBias
+from fxcompress.passes.quantize_weights import QuantizeWeights as QuantizeWeights
+from fxcompress.passes.remove_disabled import RemoveDisabled as RemoveDisabled
+from fxcompress.passes.share_scales import ShareScales as ShareScales

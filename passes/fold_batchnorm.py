@@ -1,0 +1,98 @@
+"""Fold batch norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxcompress.errors import PassError
+from fxcompress.graph import bypass, insert_constants, site, tensor_at
+from fxcompress.grid import broadcast
+from fxcompress.operators import TRANSPOSED, argument, channel_axis, is_batch_norm, is_product, weight_of
+from fxcompress.qdq import DEQUANTIZE
+
+
+@dataclass(frozen=True)
+class FoldBatchNorm:
+    """Fold batch norms into the scales and the bias of the product before them; the integers stay.
+
+    With factor = gamma / sqrt(variance + eps), in float64: a channel's scale becomes float32(scale |factor|), its integers
+    are negated where the factor is negative and zero where it is zero (its scale then stays as it was), its bias
+    becomes beta + (bias - mean) factor.
+
+    Before:  %conv_weight_quantizer = dequantize(%conv_weight_integers, %conv_weight_scale, %conv_weight_zero_point, 0)
+             %conv = conv2d(%x, %conv_weight_quantizer, None, (1, 1), (0, 0), (1, 1), 1)
+             %bn = bn:BatchNorm2d(%conv)
+    After:   %dequantize = dequantize(%conv_folded_integers, %conv_folded_scale, %conv_folded_zero_point, 0)
+             %conv = conv2d(%x, %dequantize, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
+
+    Requires: evaluation mode; weights are frozen.
+    Ensures:  no batch norm with statistics is the only user of a product with a symmetric integer weight.
+    Leaves alone: products with float weights; batch norms on batch statistics; grouped transposed convolutions, whose
+              scales are shared by channels of several groups.
+    """
+
+    name: ClassVar[str] = "fold-batchnorm"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Raise PassError in training mode."""
+        if gm.training:
+            raise PassError("the net is in training mode; batch norm folds in evaluation mode only")
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Fold each pair."""
+        todo = [n for n in gm.graph.nodes if _folds(gm, n)]
+        for norm in todo:
+            _fold(gm, norm.args[0], norm)
+        gm.graph.eliminate_dead_code()
+        return bool(todo)
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Raise PassError if a pair is left."""
+        for node in gm.graph.nodes:
+            if _folds(gm, node):
+                raise PassError(f"batch norm '{site(node)}' could be folded and was not")
+
+
+def _folds(gm: GraphModule, norm: Node) -> bool:
+    if not is_batch_norm(gm, norm) or gm.get_submodule(str(norm.target)).running_var is None:
+        return False
+    product: Any = norm.args[0]
+    if not is_product(product) or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
+        return False
+    return product.target not in TRANSPOSED or argument(product, 6, "groups", 1) == 1
+
+
+def _fold(gm: GraphModule, product: Node, norm: Node) -> None:
+    module: Any = gm.get_submodule(str(norm.target))
+    integers, scale, zero_point = (tensor_at(gm, str(n.target)) for n in weight_of(product).args[:3])
+    axis = channel_axis(product)
+    factor = torch.rsqrt(module.running_var.double() + module.eps)
+    factor = factor if module.weight is None else factor * module.weight.detach().double()
+    bias_node = argument(product, 2, "bias")
+    bias = torch.zeros_like(factor) if bias_node is None else tensor_at(gm, str(bias_node.target)).detach().double()
+    shift = 0.0 if module.bias is None else module.bias.detach().double()
+    folded = {
+        "folded_integers": integers * broadcast(torch.sign(factor), axis, integers.ndim).to(integers.dtype),
+        "folded_scale": _folded_scale(scale, factor),
+        "folded_zero_point": torch.zeros_like(factor).to(zero_point.dtype),
+        "folded_bias": (shift + (bias - module.running_mean.double()) * factor).float(),
+    }
+    *weight, new_bias = insert_constants(gm, product, site(product), folded)
+    with gm.graph.inserting_before(product):
+        dequantized = gm.graph.call_function(DEQUANTIZE, (*weight, axis))
+    dequantized.meta.update(weight_of(product).meta)
+    rest = product.args[3:]
+    product.args = (product.args[0], dequantized, new_bias, *rest)
+    product.kwargs = {k: v for k, v in product.kwargs.items() if k not in ("weight", "bias")}
+    product.meta["tensor_meta"] = norm.meta["tensor_meta"]
+    bypass(gm, norm)
+
+
+def _folded_scale(scale: Tensor, factor: Tensor) -> Tensor:
+    scaled = (scale.double() * factor.abs()).float().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(factor == 0, scale.expand_as(scaled), scaled)

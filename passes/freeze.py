@@ -1,0 +1,113 @@
+"""Freeze: training state becomes constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxcompress.errors import PassError
+from fxcompress.graph import insert_constants, module_of, replace, site, tensor_at
+from fxcompress.grid import broadcast, quantize
+from fxcompress.pruner import Pruner
+from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+from fxcompress.quantizer import Quantizer
+from fxcompress.sites import strip
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Turn weights into stored integers, masks and scales into constants.
+
+    A mask on an activation moves behind its quantizer: zero lies on the grid, so the result is the same, and runtimes
+    multiply integers.
+
+    Before:  %fc_weight = fc.weight
+             %fc_weight_quantizer = compression.fc.weight_quantizer:Quantizer(%fc_weight)
+             %x_quantizer = compression.x_quantizer:Quantizer(%x)
+    After:   %fc_weight_integers = fc.weight_integers
+             %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
+             %x_quantizer = quantize_dequantize(%x, %x_scale, %x_zero_point, 0, 255)
+
+    Requires: evaluation mode; every pruner and quantizer is enabled.
+    Ensures:  no pruner and no quantizer is left.
+    """
+
+    name: ClassVar[str] = "freeze"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Raise PassError in training mode."""
+        if gm.training:
+            raise PassError("the net is in training mode; freeze a copy in evaluation mode")
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Weights first, then activations: masks behind quantizers, and both as functions of constants."""
+        todo = [n for n in gm.graph.nodes if isinstance(module_of(gm, n), (Pruner, Quantizer))]
+        of_weight = [n for n in todo if strip(gm, n).op == "get_attr"]
+        for node in of_weight:
+            _freeze_weight(gm, node)
+        rest = [n for n in todo if n not in set(of_weight)]
+        for node in rest:
+            if isinstance(module_of(gm, node), Pruner):
+                _swap_with_quantizer(gm, node)
+        for node in rest:
+            _freeze_activation(gm, node)
+        gm.graph.eliminate_dead_code()
+        return bool(todo)
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Raise PassError if training state is left."""
+        for node in gm.graph.nodes:
+            if isinstance(module_of(gm, node), (Pruner, Quantizer)):
+                raise PassError(f"'{node.target}' is still a module")
+
+
+def _freeze_weight(gm: GraphModule, node: Node) -> None:
+    module: Any = module_of(gm, node)
+    source: Node = node.args[0]  # type: ignore[assignment]
+    owner, _, name = site(source).rpartition(".")
+    value = tensor_at(gm, str(source.target)).detach()
+    if isinstance(module, Pruner):
+        [masked] = insert_constants(gm, node, owner, {f"{name}_masked": value * module.mask})
+        masked.meta["site"] = site(source)
+        node.replace_all_uses_with(masked)
+        gm.graph.erase_node(node)
+        return
+    scale = broadcast(module.scale, module.axis, value.ndim)
+    zero_point = broadcast(module.zero_point, module.axis, value.ndim)
+    dtype = module.grid.dtype
+    constants = {
+        f"{name}_integers": quantize(value.float(), scale, zero_point, module.grid).to(dtype),
+        f"{name}_scale": module.scale.clone(),
+        f"{name}_zero_point": module.zero_point.to(dtype),
+    }
+    replace(gm, node, DEQUANTIZE, (*insert_constants(gm, node, owner, constants), module.axis or 0))
+
+
+def _swap_with_quantizer(gm: GraphModule, pruner: Node) -> None:
+    """p then q becomes q then p."""
+    quantizer = next(iter(pruner.users), None)
+    if len(pruner.users) != 1 or not isinstance(module_of(gm, quantizer), Quantizer):
+        return
+    assert quantizer is not None
+    quantizer.replace_input_with(pruner, pruner.args[0])  # type: ignore[arg-type]
+    quantizer.replace_all_uses_with(pruner)
+    pruner.args = (quantizer,)
+    quantizer.append(pruner)
+
+
+def _freeze_activation(gm: GraphModule, node: Node) -> None:
+    module: Any = module_of(gm, node)
+    path = f"{node.target}_constants"
+    if isinstance(module, Pruner):
+        [mask] = insert_constants(gm, node, path, {"mask": module.mask.to(torch.uint8)})
+        ones = {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0, dtype=torch.uint8)}
+        kept = gm.graph.create_node("call_function", DEQUANTIZE, (mask, *insert_constants(gm, node, path, ones), 0))
+        node.prepend(kept)
+        replace(gm, node, torch.mul, (node.args[0], kept))
+        return
+    constants = {"scale": module.scale.clone(), "zero_point": module.zero_point.to(module.grid.dtype)}
+    scale, zero_point = insert_constants(gm, node, path, constants)
+    replace(gm, node, QUANTIZE_DEQUANTIZE, (node.args[0], scale, zero_point, module.grid.qmin, module.grid.qmax))

@@ -1,0 +1,69 @@
+"""Compute products on integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.fx import GraphModule, Node
+
+from fxcompress.errors import PassError
+from fxcompress.graph import replace, site, tensor_at
+from fxcompress.integer import INTEGER, needs_float64
+from fxcompress.operators import argument, channel_axis, is_product, weight_of
+from fxcompress.placement import grid_of
+from fxcompress.qdq import DEQUANTIZE
+
+
+@dataclass(frozen=True)
+class IntegerProducts:
+    """Compute every fully quantized product on integer-valued operands and scale its exact sums afterwards.
+
+    Before:  %fc = linear(%x_quantizer, %fc_weight_quantizer, %dequantize)
+    After:   %fc = integer_linear(%x_quantizer, %fc_weight_integers, %fc_bias_integers, (%x_scale, %fc_weight_scale), False)
+
+    Requires: weights, activations and biases are frozen.
+    Ensures:  no product of an integer weight and an input on a grid is left in float.
+    Leaves alone: products with a float operand.
+    """
+
+    name: ClassVar[str] = "integer-products"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Nothing: what is float is left alone."""
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Replace each product."""
+        todo = [n for n in gm.graph.nodes if _is_quantized(gm, n)]
+        for product in todo:
+            _replace(gm, product)
+        gm.graph.eliminate_dead_code()
+        return bool(todo)
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Raise PassError if a quantized product is left in float."""
+        for node in gm.graph.nodes:
+            if _is_quantized(gm, node):
+                raise PassError(f"product '{site(node)}' has integer operands and is computed in float")
+
+
+def _is_quantized(gm: GraphModule, node: Node) -> bool:
+    if not is_product(node) or weight_of(node).target is not DEQUANTIZE or grid_of(gm, node.args[0]) is None:
+        return False
+    bias = argument(node, 2, "bias")
+    return bias is None or bias.target is DEQUANTIZE
+
+
+def _replace(gm: GraphModule, product: Node) -> None:
+    grid: Any = grid_of(gm, product.args[0])
+    weight, weight_scale = weight_of(product).args[:2]
+    bias_node = argument(product, 2, "bias")
+    bias = None if bias_node is None else bias_node.args[0]
+    _, input_scale, zero_point, qmin, qmax = grid.args
+    zero = int(tensor_at(gm, str(zero_point.target)))
+    largest = max(abs(qmin - zero), abs(qmax - zero))
+    bias_values = None if bias is None else tensor_at(gm, str(bias.target))
+    wide = needs_float64(tensor_at(gm, str(weight.target)), bias_values, channel_axis(product), largest)
+    function = INTEGER[product.target]
+    rest = product.args[3:]
+    replace(gm, product, function, (product.args[0], weight, bias, (input_scale, weight_scale), wide, *rest))

@@ -1,0 +1,95 @@
+"""Quantize biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from fxcompress.graph import insert_constants, site, tensor_at
+from fxcompress.grid import broadcast
+from fxcompress.operators import argument, channel_axis, is_product, weight_of
+from fxcompress.placement import grid_of
+from fxcompress.qdq import DEQUANTIZE
+
+LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class QuantizeBias:
+    """Store biases as int32 on the grid of their product's sums, scale(input) scale(weight).
+
+    Where a bias would leave int32, the weight's scale in that channel is raised until it fits and its integers are
+    rounded anew; the change is noted in `gm.meta["notes"]`.
+
+    Before:  %conv = conv2d(%x_quantizer, %conv_weight_quantizer, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
+    After:   %dequantize = dequantize(%conv_bias_integers, %conv_bias_scale, None, 0)
+             %conv = conv2d(%x_quantizer, %conv_weight_quantizer, %dequantize, (1, 1), (0, 0), (1, 1), 1)
+
+    Requires: weights and activations are frozen.
+    Leaves alone: products whose input lies on no grid or whose weight is float.
+    """
+
+    name: ClassVar[str] = "quantize-bias"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Nothing: what is not frozen is left alone."""
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Quantize each bias."""
+        todo = [n for n in gm.graph.nodes if is_product(n) and _has_float_bias(gm, n)]
+        for product in todo:
+            _quantize_bias(gm, product)
+        return bool(todo)
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Nothing that the rewrite does not show."""
+
+
+def _has_float_bias(gm: GraphModule, product: Node) -> bool:
+    bias = argument(product, 2, "bias")
+    is_integer = weight_of(product).target is DEQUANTIZE and grid_of(gm, product.args[0]) is not None
+    return is_integer and isinstance(bias, Node) and bias.op == "get_attr"
+
+
+def _quantize_bias(gm: GraphModule, product: Node) -> None:
+    input_scale = tensor_at(gm, str(grid_of(gm, product.args[0]).args[1].target))  # type: ignore[union-attr]
+    bias = tensor_at(gm, str(argument(product, 2, "bias").target)).detach()
+    scale = _weight_scale_that_fits(gm, product, bias, input_scale)
+    bias_scale = (input_scale * scale).expand_as(bias).clone()
+    constants = {
+        "bias_integers": torch.round(bias.double() / bias_scale.double()).clamp(-LARGEST, LARGEST).to(torch.int32),
+        "bias_scale": bias_scale,
+    }
+    nodes = insert_constants(gm, product, site(product), constants)
+    with gm.graph.inserting_before(product):
+        dequantized = gm.graph.call_function(DEQUANTIZE, (*nodes, None, 0))
+    product.args = (*product.args[:2], dequantized, *product.args[3:])
+    product.kwargs = {k: v for k, v in product.kwargs.items() if k != "bias"}
+
+
+def _weight_scale_that_fits(gm: GraphModule, product: Node, bias: Tensor, input_scale: Tensor) -> Tensor:
+    weight = weight_of(product)
+    integers, scale = (tensor_at(gm, str(n.target)) for n in weight.args[:2])
+    least = bias.double().abs() / (input_scale.double() * LARGEST) * (1 + 2.0**-20)
+    if not bool((scale < least).any()):
+        return scale
+    raised = torch.maximum(scale.double(), least).float()
+    axis = channel_axis(product)
+    ratio = broadcast((scale.double() / raised.double()), axis, integers.ndim)
+    rounded = torch.round(integers.double() * ratio).to(integers.dtype)
+    zero_point = torch.zeros_like(raised).to(integers.dtype)
+    constants = {"raised_integers": rounded, "raised_scale": raised, "raised_zero_point": zero_point}
+    nodes = insert_constants(gm, product, site(product), constants)
+    with gm.graph.inserting_before(product):
+        new = gm.graph.call_function(DEQUANTIZE, (*nodes, axis))
+    new.meta.update(weight.meta)
+    product.args = (product.args[0], new, *product.args[2:])
+    channels = int((raised > scale).sum())
+    gm.meta.setdefault("notes", []).append(
+        f"'{site(product)}': the bias of {channels} channels leaves int32, so their weight scale was raised"
+    )
+    return raised

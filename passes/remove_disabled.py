@@ -1,0 +1,58 @@
+"""Remove what is disabled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.fx import GraphModule, Node
+
+from fxcompress.capture import require_equal
+from fxcompress.errors import PassError
+from fxcompress.graph import bypass, module_of
+from fxcompress.operators import is_dropout
+from fxcompress.pruner import Pruner
+from fxcompress.quantizer import Quantizer
+
+
+@dataclass(frozen=True)
+class RemoveDisabled:
+    """Remove pruners and quantizers that never started, and what does nothing in evaluation: dropout, checks, dead
+    code.
+
+    Before:  %relu = relu:ReLU(%conv)
+             %relu_pruner = compression.relu_pruner:Pruner(%relu)
+             %drop = drop:Dropout(%relu_pruner)
+             output %drop
+    After:   %relu = relu:ReLU(%conv)
+             output %relu
+
+    Ensures:  every pruner and quantizer left is enabled.
+    Leaves alone: enabled ones.
+    """
+
+    name: ClassVar[str] = "remove-disabled"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Nothing."""
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Bypass the nodes, then drop dead code."""
+        idle = [n for n in gm.graph.nodes if _is_disabled(gm, n) or is_dropout(gm, n)]
+        checks = [n for n in gm.graph.nodes if n.target is require_equal]
+        for node in idle:
+            bypass(gm, node)
+        for node in checks:
+            gm.graph.erase_node(node)
+        return gm.graph.eliminate_dead_code() or bool(idle or checks)
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Raise PassError if a disabled pruner or quantizer is left."""
+        for node in gm.graph.nodes:
+            if _is_disabled(gm, node):
+                raise PassError(f"'{node.target}' never started and is still there")
+
+
+def _is_disabled(gm: GraphModule, node: Node) -> bool:
+    module = module_of(gm, node)
+    return isinstance(module, (Pruner, Quantizer)) and not module.is_enabled

@@ -1,0 +1,75 @@
+"""Hypothesis strategies for specs and the text they are written in."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from fxcompress.spec import MAX_BITS, Match, Prune, Quantize, Spec
+
+TARGETS = st.sampled_from(["weight", "activation", ("weight", "activation"), ["activation", "weight"]])
+PERCENTS = st.integers(0, 1000).map(lambda tenths: f"{tenths / 10:g}%")
+STEPS = st.integers(0, 10**6)
+TIMES = st.none() | PERCENTS | STEPS
+PATTERNS = st.text(min_size=1, max_size=8) | st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=3)
+MATCHES = st.builds(Match, type=PATTERNS) | st.builds(Match, name=PATTERNS, type=st.none() | PATTERNS)
+SPARSITIES = st.floats(0, 1)
+BITS = st.integers(2, MAX_BITS)
+WINDOWS = st.integers(1, 2048)
+
+
+@st.composite
+def prunes(draw: st.DrawFn) -> Prune:
+    """Any prune rule."""
+    fields: dict[str, object] = {"target": draw(TARGETS), "sparsity": draw(SPARSITIES), "window": draw(WINDOWS)}
+    fields |= {"match": draw(st.none() | MATCHES), "exclude": draw(st.none() | MATCHES)}
+    if draw(st.booleans()):
+        return Prune(**fields, ramp="one-shot", start=draw(TIMES))
+    if draw(st.booleans()):
+        return Prune(**fields, steps=draw(st.integers(1, 6)), start=draw(TIMES))
+    start, end = sorted(draw(st.tuples(STEPS, STEPS)))
+    return Prune(**fields, steps=draw(st.integers(2, 6)), start=start, end=end)
+
+
+def quantizes() -> st.SearchStrategy[Quantize]:
+    """Any quantize rule."""
+    return st.builds(
+        Quantize,
+        target=st.sampled_from(["weight", ("weight", "activation")]),
+        bits=BITS,
+        start=TIMES,
+        per_channel=st.sampled_from([None, True, False]),
+        symmetric=st.sampled_from([None, True, False]),
+        scale=st.sampled_from(["float", "power-of-two"]),
+        range=st.sampled_from(["min-max", "mse"]),
+        window=WINDOWS,
+        first_last_bits=BITS,
+        match=st.none() | MATCHES,
+        exclude=st.none() | MATCHES,
+    )
+
+
+def specs() -> st.SearchStrategy[Spec]:
+    """Any spec; times may be in any order, as they may in a list."""
+    return st.builds(Spec, rules=st.lists(prunes() | quantizes() | short_rules(), min_size=1, max_size=4))
+
+
+def short_rules(starts: st.SearchStrategy[object] = TIMES) -> st.SearchStrategy[Prune | Quantize]:
+    """Rules the notation can say."""
+    return st.builds(Prune, target=TARGETS, sparsity=SPARSITIES, start=starts) | st.builds(
+        Quantize, target=TARGETS, bits=BITS, start=starts
+    )
+
+
+def untimed_specs() -> st.SearchStrategy[Spec]:
+    """Specs whose rules have no times."""
+    return st.builds(Spec, rules=st.lists(short_rules(st.none()), min_size=1, max_size=5))
+
+
+@st.composite
+def ordered_specs(draw: st.DrawFn) -> Spec:
+    """Specs with and without starts, the starts rising in whole percent from 1% on."""
+    percents = sorted(draw(st.lists(st.integers(1, 100), max_size=5, unique=True)))
+    rules = [draw(short_rules(st.just(f"{percent}%"))) for percent in percents]
+    for _ in range(draw(st.integers(0 if rules else 1, 3))):
+        rules.insert(draw(st.integers(0, len(rules))), draw(short_rules(st.none())))
+    return Spec(rules=rules)
