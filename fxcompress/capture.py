@@ -47,7 +47,6 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
 
     Raises CaptureError if the model cannot be captured as a whole.
     """
-    _refuse_unsuitable(model)
     root = mirror(model)
     guards: list[str] = []
     traced: list[tuple[_Tracer, Graph]] = []
@@ -79,8 +78,9 @@ def mirror(model: nn.Module) -> nn.Module:
 def bind(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Example inputs (a tensor, a tuple of positional or a dict of keyword ones) as `{parameter: value}`.
 
-    Raises CaptureError if they do not fit the signature of the model's forward.
+    Raises CaptureError if they do not fit the signature of the model's forward, or `model` is no model to capture.
     """
+    _refuse_unsuitable(model)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (args, {})
     signature = inspect.signature(model.forward)

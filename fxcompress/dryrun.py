@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxcompress.graph import COMPRESSION
+from fxcompress.module import CompressedModule
 
 
 @torch.no_grad()
-def observe_only(net: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Call `net` in evaluation mode with its pruners and quantizers observing.
+def observe_only(net: CompressedModule, inputs: Mapping[str, Any]) -> None:
+    """Call `net` on `inputs` with its pruners and quantizers observing, once for each of its graphs.
 
     The model's buffers, the random state and all modes are left as they were.
     """
+    for flags in net.variants:
+        with _untouched(net):
+            net.train(any(flags))
+            net.get_submodule(COMPRESSION).train()
+            net(**inputs)
+
+
+@contextmanager
+def _untouched(net: CompressedModule) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
-    net.eval()
-    for name, module in net.named_modules():
-        if name.startswith(f"{COMPRESSION}."):
-            module.training = True
+    kept = {name: b.clone() for name, b in net.named_buffers() if not name.startswith(f"{COMPRESSION}.")}
     devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
-        net(**inputs)
+        yield
+    for name, buffer in kept.items():
+        net.get_buffer(name).copy_(buffer)
     for module, mode in modes.items():
         module.training = mode

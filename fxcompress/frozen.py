@@ -9,7 +9,15 @@ from torch.fx import GraphModule
 
 from fxcompress.errors import ExportError
 from fxcompress.module import CompressedModule
-from fxcompress.passes import FoldBatchNorm, Freeze, IntegerProducts, LowerToQdq, QuantizeBias, RemoveDisabled
+from fxcompress.passes import (
+    FoldBatchNorm,
+    Freeze,
+    IntegerProducts,
+    LowerToQdq,
+    MoveActivations,
+    QuantizeBias,
+    RemoveDisabled,
+)
 from fxcompress.pipeline import Hook, run
 
 
@@ -26,7 +34,7 @@ def freeze(net: CompressedModule, after: Hook | None = None) -> GraphModule:
 def lower(net: CompressedModule, after: Hook | None = None) -> GraphModule:
     """A copy of `net` in QDQ form: float operators between quantize-dequantize pairs and stored integers."""
     gm = evaluation_copy(net)
-    run(gm, [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias(), LowerToQdq()], after)
+    run(gm, [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias(), MoveActivations(), LowerToQdq()], after)
     return gm
 
 

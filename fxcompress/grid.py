@@ -48,8 +48,8 @@ class Grid:
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """Integers of `x` on `grid`, as a float tensor of `x`'s shape; `scale` and `zero_point` broadcast against `x`."""
-    return torch.div(x, scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+    """Integers of `x` on `grid`, as a float32 tensor of `x`'s shape; `scale` and `zero_point` broadcast against `x`."""
+    return torch.div(x.float(), scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
@@ -65,15 +65,16 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.grid = grid
-        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale)
+        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, scale, zero_point = ctx.saved_tensors
-        q = torch.div(x, scale).round_().add_(zero_point)
+        q = torch.div(x.float(), scale).round_().add_(zero_point)
         # hardtanh's backward is one fused pass; its bounds are open, and q is whole, so half a step outside is exact.
         low, high = ctx.grid.qmin - 0.5, ctx.grid.qmax + 0.5
-        return torch.ops.aten.hardtanh_backward(grads[0], q, low, high), None, None, None
+        grad = torch.ops.aten.hardtanh_backward(grads[0].float(), q, low, high)
+        return grad.to(grads[0].dtype), None, None, None
 
 
 def broadcast(values: Tensor, axis: int | None, ndim: int) -> Tensor:

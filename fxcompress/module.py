@@ -55,6 +55,11 @@ class CompressedModule(GraphModule):
         return self._variants[(False,) * len(self._guards)]
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The flags that each graph was captured for; one empty tuple where nothing branches on a mode."""
+        return tuple(self._variants)
+
+    @property
     def graphs(self) -> tuple[Graph, ...]:
         """The graphs of all modes."""
         return tuple(self._variants.values())

@@ -40,8 +40,8 @@ class Pruner(nn.Module):
         if self.of_activation and x.shape[1:] != self.mask.shape:
             raise InputError(
                 f"an activation of shape {tuple(x.shape[1:])} per sample reached a mask of shape "
-                f"{tuple(self.mask.shape)}; call the net with inputs of the size of the example inputs, or prune weights "
-                "only"
+                f"{tuple(self.mask.shape)}; call the net with inputs of the size of the example inputs, or prune "
+                "weights only"
             )
         if self.observing and self.training:
             self.magnitude += x.detach().abs().float().sum(0)

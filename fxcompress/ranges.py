@@ -30,7 +30,7 @@ class Observer(nn.Module):
         self.register_buffer("low", torch.tensor(torch.inf))
         self.register_buffer("high", torch.tensor(-torch.inf))
         if keeps_histogram:
-            self.register_buffer("histogram", torch.zeros(BINS))
+            self.register_buffer("histogram", torch.zeros(BINS, dtype=torch.int64))
             self.register_buffer("reach", torch.tensor(2.0**-20))
 
     def reset(self) -> None:
@@ -53,23 +53,23 @@ class Observer(nn.Module):
             self._count(x.detach().float(), torch.maximum(-low, high))
 
     def _count(self, x: Tensor, largest: Tensor) -> None:
-        doublings = torch.ceil(torch.log2(largest / self.reach)).clamp_(min=0).nan_to_num_(0.0)
+        doublings = torch.ceil(torch.log2(largest / self.reach)).clamp_(min=0).nan_to_num_(0.0, 0.0, 0.0)
         centres = torch.arange(BINS, device=x.device) - BINS // 2 + 0.5
         merged = torch.floor(centres / 2**doublings).long() + BINS // 2
         self.histogram.copy_(torch.zeros_like(self.histogram).index_add_(0, merged, self.histogram))
         self.reach.mul_(2**doublings)
-        index = torch.floor(x.flatten() / self.reach * (BINS // 2)).long() + BINS // 2
+        index = torch.floor(x.flatten().nan_to_num() / self.reach * (BINS // 2)).clamp_(-BINS, BINS).long() + BINS // 2
         index.clamp_(0, BINS - 1)
-        self.histogram.index_add_(0, index, torch.ones_like(index, dtype=self.histogram.dtype))
+        self.histogram.index_add_(0, index, torch.ones_like(index))
 
     def values(self) -> tuple[Tensor, Tensor]:
         """What was seen as [1, N] values and their [N] counts: bin centres inside the seen range, and its two ends."""
         ends = torch.stack([self.low, self.high]).nan_to_num(0.0, 0.0, 0.0)
         if not self.keeps_histogram:
-            return ends[None], torch.ones_like(ends)
+            return ends[None], torch.ones_like(ends, dtype=torch.int64)
         centres = (torch.arange(BINS, device=ends.device) - BINS // 2 + 0.5) * self.reach / (BINS // 2)
         centres = torch.clamp(centres, ends[0], ends[1])
-        return torch.cat([ends, centres])[None], torch.cat([torch.ones_like(ends), self.histogram])
+        return torch.cat([ends, centres])[None], torch.cat([torch.ones_like(ends, dtype=torch.int64), self.histogram])
 
 
 def scales(values: Tensor, counts: Tensor | None, grid: Grid, how: tuple[str, str]) -> tuple[Tensor, Tensor]:

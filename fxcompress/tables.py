@@ -47,8 +47,8 @@ def render_verification(found: Verification) -> str:
     if found.mask_bytes:
         lines.append(
             f"masks on activations cost {found.mask_bytes / 1e6:.3f} MB of the file and "
-            f"{100 * found.mask_time_share:.0f} % of the run time: a general runtime multiplies by unstructured zeros, it "
-            "does not skip them"
+            f"{100 * found.mask_time_share:.0f} % of the run time: a general runtime multiplies by unstructured zeros, "
+            "it does not skip them"
         )
     return _print(table if len(table.rows) else None, [*lines, *found.notes])
 

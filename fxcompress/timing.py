@@ -14,7 +14,8 @@ from fractions import Fraction
 from itertools import pairwise
 
 from fxcompress.errors import SpecError
-from fxcompress.spec import Prune, Quantize, Spec, Target
+from fxcompress.fields import Target
+from fxcompress.spec import Prune, Quantize, Spec
 
 RECOVERY_START = Fraction(80, 100)  # of training; rules without times are done by then
 

@@ -10,13 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from fxcompress.operators import called, is_activation, is_value_preserving
+from fxcompress.errors import PassError
+from fxcompress.operators import (
+    ADDS,
+    AVERAGE_POOLS,
+    MULS,
+    PRODUCTS,
+    RELU6S,
+    RELUS,
+    TRANSPOSED,
+    called,
+    is_activation,
+    is_product,
+    is_value_preserving,
+)
+
+SHAPED = ("permute", "reshape")
+"""Methods that take a shape spread over their arguments."""
 
 FUNCTION_OF: dict[Any, Any] = {
     "add": torch.add, "mul": torch.mul, "flatten": torch.flatten, "reshape": torch.reshape, "permute": torch.permute,
     "transpose": torch.transpose, "squeeze": torch.squeeze, "unsqueeze": torch.unsqueeze, "chunk": torch.chunk,
     "split": torch.split, "unbind": torch.unbind, "relu": F.relu,
-    torch.relu: F.relu, torch.concat: torch.cat, torch.concatenate: torch.cat,
+    torch.concat: torch.cat, torch.concatenate: torch.cat,
 }  # fmt: skip
 """Methods and synonyms, and the function that computes the same bits."""
 
@@ -26,15 +42,25 @@ OUT_OF_PLACE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+LINEAR: dict[str, Any] = {"input": None, "weight": None, "bias": None}
+CONVOLUTION = LINEAR | {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+TRANSPOSED_CONVOLUTION = LINEAR | {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+"""Parameters of the products in order, and their defaults."""
+
+FRESH: frozenset[Any] = PRODUCTS | ADDS | MULS | RELUS | RELU6S | AVERAGE_POOLS
+"""Operators known to yield new memory when they are not in place."""
+
+
 @dataclass(frozen=True)
 class Canonicalize:
-    """Spell methods, synonyms and in-place operators as one function each.
+    """Spell methods, synonyms and in-place operators as one function each, and the arguments of products by position.
 
     Before:  %add_ = .add_(%conv, %x)
     After:   %add_ = add(%conv, %x)
 
-    Ensures:  no method or synonym that has a function is left.
-    Leaves alone: in-place operators whose tensor somebody else may see.
+    Ensures:  no product has keyword arguments.
+    Leaves alone: in-place operators whose tensor somebody else may see; reshape and permute by keyword or by a computed
+                  shape.
     """
 
     name: ClassVar[str] = "canonicalize"
@@ -44,35 +70,49 @@ class Canonicalize:
 
     def rewrite(self, gm: GraphModule) -> bool:
         """Rename the targets."""
-        renamed = [n for n in gm.graph.nodes if n.op.startswith("call_f") or n.op == "call_method"]
-        todo = [(n, FUNCTION_OF[n.target]) for n in renamed if n.target in FUNCTION_OF and _takes_reshape_arguments(n)]
-        todo += [
-            (n, OUT_OF_PLACE[n.target]) for n in renamed if n.target in OUT_OF_PLACE and _is_private(gm, n.args[0])
-        ]
-        relus = [n for n in renamed if n.target is F.relu and _is_inplace(n) and _is_private(gm, n.args[0])]
+        calls = [n for n in gm.graph.nodes if n.op in ("call_function", "call_method")]
+        todo = [(n, FUNCTION_OF[n.target]) for n in calls if n.target in FUNCTION_OF and not _has_computed_shape(n)]
+        todo += [(n, OUT_OF_PLACE[n.target]) for n in calls if n.target in OUT_OF_PLACE and _is_private(gm, n.args[0])]
+        relus = [n for n in calls if n.target is F.relu and _is_inplace(n) and _is_private(gm, n.args[0])]
+        products = [n for n in calls if is_product(n) and n.kwargs]
         for node, function in todo:
+            node.args = _with_one_shape(node)
             node.op, node.target = "call_function", function
         for node in relus:
             node.args, node.kwargs = node.args[:1], {}
-        return bool(todo or relus)
+        for node in products:
+            node.args, node.kwargs = _by_position(node), {}
+        return bool(todo or relus or products)
 
     def ensures(self, gm: GraphModule) -> None:
-        """Nothing that the rewrite does not show."""
+        """Raise PassError if a product has keyword arguments."""
+        for node in gm.graph.nodes:
+            if is_product(node) and node.kwargs:
+                raise PassError(f"product '{node.name}' has keyword arguments {sorted(node.kwargs)}")
 
 
-def _takes_reshape_arguments(node: Node) -> bool:
+def _has_computed_shape(node: Node) -> bool:
+    # A lone node may be one size or a whole torch.Size; only a tensor's method takes either.
+    return node.target in SHAPED and (len(node.args) < 2 or (len(node.args) == 2 and isinstance(node.args[1], Node)))
+
+
+def _with_one_shape(node: Node) -> tuple[Any, ...]:
     # x.permute(0, 2, 1) and x.reshape(2, -1) spread what the function takes as one tuple.
-    if (
-        node.op == "call_method"
-        and node.target in ("permute", "reshape")
-        and not isinstance(node.args[1], (tuple, list))
-    ):
-        node.args = (node.args[0], node.args[1:])
-    return True
+    if node.target not in SHAPED or isinstance(node.args[1], (tuple, list)):
+        return node.args
+    return (node.args[0], node.args[1:])
+
+
+def _by_position(product: Node) -> tuple[Any, ...]:
+    transposed = TRANSPOSED_CONVOLUTION if product.target in TRANSPOSED else CONVOLUTION
+    parameters = LINEAR if product.target is F.linear else transposed
+    given = dict(zip(parameters, product.args, strict=False)) | product.kwargs
+    count = 1 + max(i for i, name in enumerate(parameters) if name in given)
+    return tuple(given.get(name, default) for name, default in list(parameters.items())[:count])
 
 
 def _is_inplace(node: Node) -> bool:
-    return bool(node.kwargs.get("inplace", len(node.args) > 1 and node.args[1]))
+    return bool(node.kwargs.get("inplace")) or any(a is True for a in node.args[1:])
 
 
 def _is_private(gm: GraphModule, node: Any) -> bool:
@@ -85,6 +125,6 @@ def _is_private(gm: GraphModule, node: Any) -> bool:
 
 
 def _may_alias(gm: GraphModule, node: Node) -> bool:
-    target = called(gm, node)
-    inplace_module = node.op == "call_module" and getattr(gm.get_submodule(str(node.target)), "inplace", False)
-    return bool(inplace_module) or node.op == "call_method" or target in OUT_OF_PLACE or _is_inplace(node)
+    if node.op == "call_module":
+        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+    return called(gm, node) not in FRESH or _is_inplace(node)

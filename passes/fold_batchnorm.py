@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
 from fxcompress.graph import bypass, insert_constants, site, tensor_at
 from fxcompress.grid import broadcast
-from fxcompress.operators import TRANSPOSED, argument, channel_axis, is_batch_norm, is_product, weight_of
+from fxcompress.operators import TRANSPOSED, argument, channel_axis, is_batch_norm, is_product, shape_of, weight_of
 from fxcompress.qdq import DEQUANTIZE
 
 
@@ -20,20 +21,23 @@ from fxcompress.qdq import DEQUANTIZE
 class FoldBatchNorm:
     """Fold batch norms into the scales and the bias of the product before them; the integers stay.
 
-    With factor = gamma / sqrt(variance + eps), in float64: a channel's scale becomes float32(scale |factor|), its integers
-    are negated where the factor is negative and zero where it is zero (its scale then stays as it was), its bias
-    becomes beta + (bias - mean) factor.
+    With sigma = sqrt(variance + eps), in float64: a channel's scale becomes float32(scale |gamma| / sigma), its integers
+    are negated where gamma is negative and zero where it is zero (its scale then stays as it was), its bias becomes
+    beta + (bias - mean) gamma / sigma.
 
-    Before:  %conv_weight_quantizer = dequantize(%conv_weight_integers, %conv_weight_scale, %conv_weight_zero_point, 0)
-             %conv = conv2d(%x, %conv_weight_quantizer, None, (1, 1), (0, 0), (1, 1), 1)
+    Before:  %conv_weight_quantizer_1 = dequantize.default(%conv_weight_integers, %conv_weight_scale,
+                 %conv_weight_zero_point, 0)
+             %conv = conv2d(%x, %conv_weight_quantizer_1, None, (1, 1), (0, 0), (1, 1), 1)
              %bn = bn:BatchNorm2d(%conv)
-    After:   %dequantize = dequantize(%conv_folded_integers, %conv_folded_scale, %conv_folded_zero_point, 0)
-             %conv = conv2d(%x, %dequantize, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
+    After:   %dequantize_default_1 = dequantize.default(%conv_folded_integers, %conv_folded_scale,
+                 %conv_folded_zero_point, 0)
+             %conv = conv2d(%x, %dequantize_default_1, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
 
     Requires: evaluation mode; weights are frozen.
     Ensures:  no batch norm with statistics is the only user of a product with a symmetric integer weight.
     Leaves alone: products with float weights; batch norms on batch statistics; grouped transposed convolutions, whose
-              scales are shared by channels of several groups.
+              scales are shared by channels of several groups; linear layers on more than two axes, whose channels
+              are not the batch norm's.
     """
 
     name: ClassVar[str] = "fold-batchnorm"
@@ -64,6 +68,8 @@ def _folds(gm: GraphModule, norm: Node) -> bool:
     product: Any = norm.args[0]
     if not is_product(product) or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
         return False
+    if product.target is F.linear and len(shape_of(product)) > 2:
+        return False
     return product.target not in TRANSPOSED or argument(product, 6, "groups", 1) == 1
 
 
@@ -71,16 +77,16 @@ def _fold(gm: GraphModule, product: Node, norm: Node) -> None:
     module: Any = gm.get_submodule(str(norm.target))
     integers, scale, zero_point = (tensor_at(gm, str(n.target)) for n in weight_of(product).args[:3])
     axis = channel_axis(product)
-    factor = torch.rsqrt(module.running_var.double() + module.eps)
-    factor = factor if module.weight is None else factor * module.weight.detach().double()
+    sigma = torch.sqrt(module.running_var.double() + module.eps)
+    gamma = torch.ones_like(sigma) if module.weight is None else module.weight.detach().double()
     bias_node = argument(product, 2, "bias")
-    bias = torch.zeros_like(factor) if bias_node is None else tensor_at(gm, str(bias_node.target)).detach().double()
+    bias = torch.zeros_like(sigma) if bias_node is None else tensor_at(gm, str(bias_node.target)).detach().double()
     shift = 0.0 if module.bias is None else module.bias.detach().double()
     folded = {
-        "folded_integers": integers * broadcast(torch.sign(factor), axis, integers.ndim).to(integers.dtype),
-        "folded_scale": _folded_scale(scale, factor),
-        "folded_zero_point": torch.zeros_like(factor).to(zero_point.dtype),
-        "folded_bias": (shift + (bias - module.running_mean.double()) * factor).float(),
+        "folded_integers": integers * broadcast(torch.sign(gamma), axis, integers.ndim).to(integers.dtype),
+        "folded_scale": _folded_scale(scale, gamma, sigma),
+        "folded_zero_point": torch.zeros_like(sigma).to(zero_point.dtype),
+        "folded_bias": (shift + (bias - module.running_mean.double()) * gamma / sigma).float(),
     }
     *weight, new_bias = insert_constants(gm, product, site(product), folded)
     with gm.graph.inserting_before(product):
@@ -93,6 +99,6 @@ def _fold(gm: GraphModule, product: Node, norm: Node) -> None:
     bypass(gm, norm)
 
 
-def _folded_scale(scale: Tensor, factor: Tensor) -> Tensor:
-    scaled = (scale.double() * factor.abs()).float().clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.where(factor == 0, scale.expand_as(scaled), scaled)
+def _folded_scale(scale: Tensor, gamma: Tensor, sigma: Tensor) -> Tensor:
+    scaled = (scale.double() * gamma.abs() / sigma).float().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(gamma == 0, scale.expand_as(scaled), scaled)

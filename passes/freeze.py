@@ -24,12 +24,14 @@ class Freeze:
     A mask on an activation moves behind its quantizer: zero lies on the grid, so the result is the same, and runtimes
     multiply integers.
 
-    Before:  %fc_weight = fc.weight
+    Before:  %x_quantizer = compression.x_quantizer:Quantizer(%x)
+             %fc_weight = fc.weight
              %fc_weight_quantizer = compression.fc.weight_quantizer:Quantizer(%fc_weight)
-             %x_quantizer = compression.x_quantizer:Quantizer(%x)
-    After:   %fc_weight_integers = fc.weight_integers
-             %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
-             %x_quantizer = quantize_dequantize(%x, %x_scale, %x_zero_point, 0, 255)
+    After:   %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale,
+                 %compression_x_quantizer_constants_zero_point, 0, 255)
+             %fc_weight_integers = fc.weight_integers
+             %fc_weight_quantizer_1 = dequantize.default(%fc_weight_integers, %fc_weight_scale,
+                 %fc_weight_zero_point, 0)
 
     Requires: evaluation mode; every pruner and quantizer is enabled.
     Ensures:  no pruner and no quantizer is left.

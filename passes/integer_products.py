@@ -19,8 +19,9 @@ from fxcompress.qdq import DEQUANTIZE
 class IntegerProducts:
     """Compute every fully quantized product on integer-valued operands and scale its exact sums afterwards.
 
-    Before:  %fc = linear(%x_quantizer, %fc_weight_quantizer, %dequantize)
-    After:   %fc = integer_linear(%x_quantizer, %fc_weight_integers, %fc_bias_integers, (%x_scale, %fc_weight_scale), False)
+    Before:  %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %dequantize_default_1)
+    After:   %fc_1 = integer_linear(%x_quantizer_1, %fc_weight_integers, %fc_bias_integers,
+                 (%compression_x_quantizer_constants_scale, %fc_weight_scale), False)
 
     Requires: weights, activations and biases are frozen.
     Ensures:  no product of an integer weight and an input on a grid is left in float.

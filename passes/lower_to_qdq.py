@@ -21,11 +21,14 @@ class LowerToQdq:
     What keeps values (max pooling, reshape, masks, ...) gets a pair with its input's scale behind it, which changes
     nothing.
 
-    Before:  %x_quantizer = quantize_dequantize(%x, %x_scale, %x_zero_point, 0, 255)
-             %flatten = flatten(%x_quantizer, 1)
-    After:   %x_quantizer = quantize_dequantize(%x, %x_scale, %x_zero_point, 0, 255)
-             %flatten = flatten(%x_quantizer, 1)
-             %quantize_dequantize = quantize_dequantize(%flatten, %x_scale, %x_zero_point, 0, 255)
+    Before:  %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale,
+                 %compression_x_quantizer_constants_zero_point, 0, 255)
+             %flatten = flatten(%x_quantizer_1, 1)
+    After:   %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale,
+                 %compression_x_quantizer_constants_zero_point, 0, 255)
+             %flatten = flatten(%x_quantizer_1, 1)
+             %quantize_dequantize_default_1 = quantize_dequantize.default(%flatten,
+                 %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
 
     Requires: weights, activations and biases are frozen, products still float.
     Ensures:  every output of a value-preserving operator on a grid has its pair.

@@ -23,11 +23,11 @@ class PruneActivations:
 
     Its mask covers one sample, (C, H, W), and stands behind batch norm and activation function, next to the quantizer.
 
-    Before:  %relu = relu:ReLU(%conv)
-             output %relu
-    After:   %relu = relu:ReLU(%conv)
+    Before:  %relu = relu:ReLU(%fc1)
+             %drop = drop:Dropout(%relu)
+    After:   %relu = relu:ReLU(%fc1)
              %relu_pruner = compression.relu_pruner:Pruner(%relu)
-             output %relu_pruner
+             %drop = drop:Dropout(%relu_pruner)
 
     Requires: every name in `rules` is an activation at the end of a product's unit and no output of the model.
     Ensures:  an activation with a rule has one user, its pruner.

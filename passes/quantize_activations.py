@@ -23,10 +23,12 @@ class QuantizeActivations:
 
     Before:  input %x
              %fc = linear(%x, %fc_weight, %fc_bias)
+             output %fc
     After:   input %x
              %x_quantizer = compression.x_quantizer:Quantizer(%x)
              %fc = linear(%x_quantizer, %fc_weight, %fc_bias)
              %fc_quantizer = compression.fc_quantizer:Quantizer(%fc)
+             output %fc_quantizer
 
     Requires: every name in `rules` is an activation that an integer kernel reads or writes.
     Ensures:  every activation with a rule passes one quantizer, whoever uses it.

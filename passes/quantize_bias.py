@@ -25,9 +25,9 @@ class QuantizeBias:
     Where a bias would leave int32, the weight's scale in that channel is raised until it fits and its integers are
     rounded anew; the change is noted in `gm.meta["notes"]`.
 
-    Before:  %conv = conv2d(%x_quantizer, %conv_weight_quantizer, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
-    After:   %dequantize = dequantize(%conv_bias_integers, %conv_bias_scale, None, 0)
-             %conv = conv2d(%x_quantizer, %conv_weight_quantizer, %dequantize, (1, 1), (0, 0), (1, 1), 1)
+    Before:  %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %fc_bias)
+    After:   %dequantize_default_1 = dequantize.default(%fc_bias_integers, %fc_bias_scale, None, 0)
+             %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %dequantize_default_1)
 
     Requires: weights and activations are frozen.
     Leaves alone: products whose input lies on no grid or whose weight is float.

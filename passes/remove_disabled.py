@@ -20,12 +20,12 @@ class RemoveDisabled:
     """Remove pruners and quantizers that never started, and what does nothing in evaluation: dropout, checks, dead
     code.
 
-    Before:  %relu = relu:ReLU(%conv)
+    Before:  %relu = relu:ReLU(%fc1)
              %relu_pruner = compression.relu_pruner:Pruner(%relu)
              %drop = drop:Dropout(%relu_pruner)
-             output %drop
-    After:   %relu = relu:ReLU(%conv)
-             output %relu
+             %fc2 = linear(%drop, %fc2_weight, %fc2_bias)
+    After:   %relu = relu:ReLU(%fc1)
+             %fc2 = linear(%relu, %fc2_weight, %fc2_bias)
 
     Ensures:  every pruner and quantizer left is enabled.
     Leaves alone: enabled ones.

@@ -1,0 +1,138 @@
+"""The command line `fxcompress`: a table of subcommands over what the Python interface does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from fxcompress.errors import FxCompressError
+
+FAILED = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: its name, a line of help, what adds its arguments and what runs it."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return 0, or 2 after one line of error on standard error."""
+    chosen = make_parser().parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except FxCompressError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands in `COMMANDS`."""
+    parser = argparse.ArgumentParser(
+        prog="fxcompress", description="Quantization and pruning, scheduled during training."
+    )
+    parser.add_argument("--version", action="version", version=f"fxcompress {metadata.version('fxcompress')}")
+    subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        own = subcommands.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    from fxcompress.demo import Options
+
+    default = Options()
+    parser.add_argument(
+        "--spec", default=default.spec, help="what is done and when: notation, or the path of a spec file"
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=default.seeds, help="how many seeds, counted up from --seed")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="passes over the training images")
+    parser.add_argument("--batch-size", type=int, default=default.batch_size, help="images in a training step")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=default.checkpoint_every,
+        help="training steps between checkpoints, besides one an epoch",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=default.out,
+        help="folder for the files; a demo that was interrupted there goes on where it was",
+    )
+
+
+def _run_demo(chosen: argparse.Namespace) -> None:
+    from fxcompress.demo import Options, run_demo
+
+    names = ("spec", "seed", "seeds", "epochs", "batch_size", "checkpoint_every", "out")
+    run_demo(Options(**{name: getattr(chosen, name) for name in names}))
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("spec", help="notation, or the path of a spec file")
+    parser.add_argument(
+        "--steps", type=int, help="optimizer steps of the training; needed unless the spec gives every time in steps"
+    )
+
+
+def _run_plan(chosen: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fxcompress.spec import Prune, Spec
+    from fxcompress.timing import plan
+
+    spec = Spec.of(chosen.spec)
+    table = Table(title=f"{spec} over {chosen.steps} steps" if chosen.steps else str(spec))
+    for column in ("rule", "what", "target", "after step", "to"):
+        table.add_column(column)
+    for phase in plan(spec, chosen.steps):
+        rule = phase.rule
+        to = ", ".join(f"{100 * s:.1f} %" for s in rule.levels()) if isinstance(rule, Prune) else f"{rule.bits} bits"
+        table.add_row(str(phase.rule_index + 1), rule.op, phase.target, ", ".join(map(str, phase.steps)), to)
+    Console(highlight=False).print(table)
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """For a subcommand without arguments."""
+
+
+def _run_schema(chosen: argparse.Namespace) -> None:
+    from fxcompress.spec import Spec
+
+    print(json.dumps(Spec.json_schema(), indent=2))
+
+
+COMMANDS = (
+    Command(
+        "demo", "Train, compress, export and compare a small residual network on real digits.", _add_demo, _run_demo
+    ),
+    Command("plan", "Print when each rule of a spec acts, without a model.", _add_plan, _run_plan),
+    Command("schema", "Print the JSON schema of spec files, for editors.", _add_nothing, _run_schema),
+)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Move activation functions behind their grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+from torch.fx import GraphModule, Node
+
+from fxcompress.errors import PassError
+from fxcompress.graph import insert_function_after, site, tensor_at
+from fxcompress.operators import RELU6S, called, is_fusible_activation
+from fxcompress.qdq import QUANTIZE_DEQUANTIZE
+
+EPSILON = 2.0**-23  # how far past 6 ONNX Runtime lets a grid reach when it drops a Clip
+
+
+@dataclass(frozen=True)
+class MoveActivations:
+    """Move an activation function that the grid's saturation does not do by itself behind a pair on the same grid.
+
+    ReLU is saturation where the zero point is the lowest integer, ReLU6 where the grid also ends by 6. Elsewhere, as with
+    a scale shared by signed tensors, a runtime could not fuse the product before it. Rounding is monotone and keeps zero,
+    so the integers are the same on both sides.
+
+    Before:  %relu = relu:ReLU(%conv)
+             %relu_quantizer_1 = quantize_dequantize.default(%relu,
+                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    After:   %relu_quantizer_1 = quantize_dequantize.default(%conv,
+                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+             %relu = relu:ReLU(%relu_quantizer_1)
+             %quantize_dequantize_default_1 = quantize_dequantize.default(%relu,
+                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+
+    Requires: scales are frozen.
+    Ensures:  every activation function right before a pair is done by the pair's saturation.
+    Leaves alone: activation functions with other users.
+    """
+
+    name: ClassVar[str] = "move-activations"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Nothing: what is not frozen is left alone."""
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Swap function and pair, then put a second pair behind."""
+        todo = [n for n in gm.graph.nodes if _needs_function(gm, n)]
+        for pair in todo:
+            function: Any = pair.args[0]
+            pair.replace_input_with(function, function.args[0])
+            pair.replace_all_uses_with(function)
+            function.args = (pair, *function.args[1:])
+            pair.append(function)
+            insert_function_after(gm, function, QUANTIZE_DEQUANTIZE, pair.args[1:])
+        return bool(todo)
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Raise PassError if a function is left that its pair does not do."""
+        for node in gm.graph.nodes:
+            if _needs_function(gm, node):
+                raise PassError(f"the grid of '{site(node)}' does not do its activation function")
+
+
+def _needs_function(gm: GraphModule, pair: Node) -> bool:
+    if pair.target is not QUANTIZE_DEQUANTIZE:
+        return False
+    function, scale_node, zero_node, qmin, qmax = cast(tuple[Node, Node, Node, int, int], pair.args)
+    if not is_fusible_activation(gm, function) or len(function.users) != 1 or _is_on_same_grid(function, pair):
+        return False
+    scale, zero = tensor_at(gm, str(scale_node.target)), int(tensor_at(gm, str(zero_node.target)))
+    passes_six = called(gm, function) in RELU6S and float(scale * (qmax - zero)) - 6 > EPSILON
+    return zero != qmin or passes_six
+
+
+def _is_on_same_grid(function: Node, pair: Node) -> bool:
+    before = cast(Node, function.args[0])
+    return before.target is QUANTIZE_DEQUANTIZE and before.args[1:] == pair.args[1:]

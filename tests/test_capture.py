@@ -1,0 +1,167 @@
+"""Contract 1: a captured model is the model, bit for bit, in every mode; contract 4: nothing before its time."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from models import Branches, Residual
+from torch import Tensor, nn
+
+import fxcompress as fxc
+from fxcompress.api import captured_net
+from fxcompress.capture import bind
+from fxcompress.errors import CaptureError, InputError
+
+SPEC = "P0.5(w,f) -> Q8(w,f)"
+FAMILIES = {
+    "resnet18": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "vgg11_bn": 32, "densenet121": 32,
+    "efficientnet_b0": 32, "googlenet": 64, "shufflenet_v2_x0_5": 32, "squeezenet1_0": 64, "regnet_y_400mf": 32,
+    "mnasnet0_5": 32,
+}  # fmt: skip
+
+
+def leaves(value: Any) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
+
+
+def run(model: nn.Module, x: Tensor) -> tuple[Any, list[Tensor | None]]:
+    """Outputs, and gradients of all parameters, from one fixed random state."""
+    torch.manual_seed(7)
+    model.zero_grad()
+    out = model(x)
+    sum(t.sum() for t in leaves(out)).backward()  # type: ignore[union-attr]
+    return out, [p.grad for p in model.parameters()]
+
+
+def assert_same(model: nn.Module, net: nn.Module, x: Tensor) -> None:
+    (a, grads), (b, theirs) = run(model, x), run(net, x)
+    assert type(a) is type(b)
+    assert len(leaves(a)) == len(leaves(b))
+    assert all(torch.equal(p, q) for p, q in zip(leaves(a), leaves(b), strict=True))
+    assert all(p is q or torch.equal(p, q) for p, q in zip(grads, theirs, strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_torchvision_families_are_equal_bit_for_bit_before_the_first_event(name: str) -> None:
+    torch.manual_seed(0)
+    options = {"init_weights": True} if name == "googlenet" else {}
+    model = torchvision.models.get_model(name, weights=None, **options)
+    x = torch.randn(2, 3, FAMILIES[name], FAMILIES[name])
+    net = fxc.compress(copy.deepcopy(model), SPEC, x, total_steps=100)
+    for mode in (True, False, True):
+        assert_same(model.train(mode), net.train(mode), x)
+
+
+def test_copies_and_pickles_follow_the_modes() -> None:
+    model = Residual()
+    x = torch.randn(4, 3, 8, 8)
+    net = fxc.compress(copy.deepcopy(model), SPEC, x, total_steps=100)
+    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        original = copy.deepcopy(model)
+        for mode in (True, False, True, False):
+            assert_same(original.train(mode), twin.train(mode), x)
+        twin.schedule.step()
+        assert (twin.schedule.steps, net.schedule.steps) == (1, 0)
+
+
+def test_branches_on_training_are_captured_once_a_mode() -> None:
+    model = Branches()
+    x = torch.randn(4, 6)
+    net = fxc.compress(copy.deepcopy(model), "Q8(w,f)", x, total_steps=10)
+    for mode in (True, False, True, False):
+        assert_same(model.train(mode), net.train(mode), x)
+    assert inspect.signature(net.forward).parameters.keys() == inspect.signature(model.forward).parameters.keys()
+
+
+def test_both_graphs_share_their_quantizers() -> None:
+    net = fxc.compress(Branches(), "Q8(w,f)", torch.randn(4, 6), total_steps=10)
+    used = [{str(n.target) for n in g.nodes if "quantizer" in str(n.target)} for g in net.graphs]
+    train_only = used[0] ^ used[1]
+    assert len(used[0] & used[1]) == 6
+    assert all("aux" in path for path in train_only)
+
+
+def test_parameters_and_buffers_are_the_models_own_under_the_same_names() -> None:
+    model = Residual()
+    names = list(model.state_dict())
+    net = fxc.compress(model, SPEC, torch.randn(2, 3, 8, 8), total_steps=100)
+    assert all(a is b for a, b in zip(model.parameters(), net.parameters(), strict=True))
+    assert [n for n, _ in net.named_parameters()] == [n for n, _ in model.named_parameters()]
+    assert [n for n in net.state_dict() if n != "_extra_state"][: len(names)] == names
+    assert all(type(net.get_submodule(p)) is type(m) for p, m in model.named_modules() if p)
+    assert list(model.state_dict()) == names
+    assert all(a is b for a, b in zip(model.buffers(), net.buffers(), strict=False))
+
+
+def test_compress_leaves_buffers_random_state_and_modes_as_they_were() -> None:
+    model = Residual()
+    model.bn.eval()
+    x = torch.randn(2, 3, 8, 8)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    fxc.compress(model, "P0.5(w,f)@0 -> Q8(w,f)@0", x, total_steps=10)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert model.training
+    assert not model.bn.training
+
+
+def test_a_default_left_out_may_not_change_later() -> None:
+    net = fxc.compress(Branches(), "Q8(w)", torch.randn(4, 6), total_steps=10)
+    net(torch.randn(4, 6), 1.0)
+    with pytest.raises(InputError, match="'scale' was 1.0 when the model was captured and is 2.0 now"):
+        net(torch.randn(4, 6), scale=2.0)
+
+
+def test_inputs_by_keyword_and_position() -> None:
+    model = Branches().eval()
+    x = torch.randn(4, 6)
+    for inputs in ({"x": x, "scale": 3.0}, (x, 3.0)):
+        net = fxc.compress(model, "Q8(w)", inputs, total_steps=10)
+        assert torch.equal(net(x, 3.0), model(x, 3.0))
+
+
+class Control(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Inner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (Control(), torch.randn(2), r"cannot capture module 'inner' \(Inner\)"),
+        (Residual(), torch.randn(2, 4, 8, 8), "the example inputs do not fit the model: .* at 'stem'"),
+        (Residual(), {"y": torch.randn(2, 3, 8, 8)}, r"do not fit 'Residual.forward\(x"),
+        ("resnet18", torch.randn(1), "expected a torch.nn.Module, got 'resnet18'"),
+    ],
+)
+def test_what_cannot_be_captured_says_where_and_why(model: Any, inputs: Any, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        fxc.compress(model, "Q8(w)", inputs, total_steps=10)
+
+
+def test_a_compressed_net_is_refused() -> None:
+    net = fxc.compress(Residual(), "Q8(w)", torch.randn(2, 3, 8, 8), total_steps=10)
+    with pytest.raises(CaptureError, match="already compressed"):
+        fxc.compress(net, "P0.5(w)", torch.randn(2, 3, 8, 8), total_steps=10)
+
+
+def test_a_reserved_name_is_refused() -> None:
+    model = Residual()
+    model.schedule = nn.Linear(1, 1)
+    with pytest.raises(CaptureError, match="attribute 'schedule'"):
+        captured_net(model, bind(model, torch.randn(2, 3, 8, 8)))

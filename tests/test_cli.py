@@ -1,0 +1,100 @@
+"""The command line: help, plans, the schema, and errors without a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fxcompress import cli
+from fxcompress.spec import Spec
+
+
+def run(*arguments: str) -> int:
+    return cli.main(arguments)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("--help")
+    out = capsys.readouterr().out
+    assert all(f"  {command.name} " in out for command in cli.COMMANDS)
+
+
+def test_demo_help_documents_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("demo", "--help")
+    out = capsys.readouterr().out
+    for option in ("--spec", "--seed", "--seeds", "--epochs", "--batch-size", "--checkpoint-every", "--out"):
+        assert option in out
+    assert "P0.5(w,f) -> Q8(w,f)" in out
+
+
+def test_schema_is_the_spec_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("schema") == 0
+    assert json.loads(capsys.readouterr().out) == Spec.json_schema()
+
+
+def test_plan_prints_the_steps_of_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "P0.5(w)@40%..64% -> Q8(w)@92%", "--steps", "100") == 0
+    out = capsys.readouterr().out
+    assert "40, 48, 56, 64" in out
+    assert "50.0 %" in out
+    assert "8 bits" in out
+
+
+def test_plan_reads_a_file_and_needs_no_steps_where_the_spec_says_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text("rules: [{op: quantize, target: weight, bits: 4, start: 17}]")
+    assert run("plan", str(file)) == 0
+    out = capsys.readouterr().out
+    assert "17" in out and "4 bits" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "P1.5(w)", "--steps", "9"), "'sparsity' is 1.5"),
+        (("plan", "P0.5(w)"), "pass total_steps="),
+        (("plan", "P0.5(w)", "--steps", "0"), "total_steps is 0"),
+        (("plan", "nowhere.yaml", "--steps", "9"), "cannot read 'nowhere.yaml'"),
+        (("demo", "--epochs", "0"), "--epochs is 0; it must be 1 or more"),
+    ],
+)
+def test_an_error_is_one_line_and_code_2(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ") and message in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_notation_errors_keep_the_lines_that_point_at_the_character(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("plan", "P0.5(w,f -> Q8", "--steps", "9") == 2
+    error, text, pointer, *_ = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: notation, column 10")
+    assert text[pointer.index("^")] == "-"
+
+
+def test_an_interrupt_is_said_in_a_word(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(chosen: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "COMMANDS", (cli.Command("wait", "Wait.", lambda parser: None, interrupt),))
+    assert run("wait") == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_as_a_program_it_shows_no_traceback() -> None:
+    command = [sys.executable, "-m", "fxcompress.cli", "plan", "Q40(w)", "--steps", "9"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: 'bits' is 40")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,59 @@
+"""Contract 7: masks are exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fxcompress.errors import InputError
+from fxcompress.pruner import Pruner, kept, zeros_in
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.floats(0, 1))
+def test_exactly_so_many_zeros_whatever_the_ties(values: list[int], sparsity: float) -> None:
+    magnitude = torch.tensor(values, dtype=torch.float32)
+    mask = kept(magnitude, sparsity)
+    n = len(values)
+    assert int((~mask).sum()) == (n if sparsity == 1 else min(round(sparsity * n), n - 1))
+    if mask.any() and not mask.all():
+        assert magnitude[~mask].max() <= magnitude[mask].min()
+
+
+def test_of_equal_magnitudes_the_first_go() -> None:
+    assert kept(torch.ones(4), 0.5).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("sparsity", "n", "zeros"), [(0.5, 5, 2), (0.5, 7, 4), (0.99, 3, 2), (1.0, 3, 3), (0.0, 3, 0)])
+def test_zeros_in(sparsity: float, n: int, zeros: int) -> None:
+    assert zeros_in(sparsity, n) == zeros
+
+
+def test_a_weight_keeps_its_shape_and_masked_elements_get_no_gradient() -> None:
+    pruner = Pruner((2, 2), of_activation=False)
+    weight = torch.tensor([[1.0, -4.0], [3.0, -2.0]], requires_grad=True)
+    assert pruner(weight) is weight
+    pruner.prune(0.5, weight)
+    pruner(weight).sum().backward()
+    assert pruner(weight).tolist() == [[0, -4], [3, 0]]
+    assert weight.grad.tolist() == [[0, 1], [1, 0]]
+
+
+def test_an_activation_is_judged_by_its_mean_magnitude_over_the_window() -> None:
+    pruner = Pruner((2,), of_activation=True)
+    pruner.observing = True
+    pruner(torch.tensor([[1.0, -3.0], [1.0, 3.0]]))
+    pruner(torch.tensor([[4.0, 0.5]]))
+    pruner.eval()
+    pruner(torch.tensor([[100.0, 0.0]]))
+    assert pruner.magnitude.tolist() == [6, 6.5]
+    pruner.prune(0.5)
+    assert pruner(torch.tensor([[1.0, 1.0]])).tolist() == [[0, 1]]
+
+
+def test_another_size_is_refused() -> None:
+    pruner = Pruner((2, 4, 4), of_activation=True)
+    pruner.prune(0.5)
+    with pytest.raises(InputError, match=r"shape \(2, 5, 5\) per sample reached a mask of shape \(2, 4, 4\)"):
+        pruner(torch.randn(1, 2, 5, 5))

@@ -1,0 +1,178 @@
+"""Where a net can be pruned and quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Cat, ConvBnRelu, Fc, Mlp, Residual, Shared, canonical, image, rows, seeded
+from torch import Tensor, nn
+
+from fxcompress.passes import PruneWeights, QuantizeActivations, QuantizeWeights
+from fxcompress.pipeline import run
+from fxcompress.sites import Site, find_sites, sources, strip, tail, unit_end, unit_members
+from fxcompress.spec import Prune, Quantize
+
+
+class Net(nn.Module):
+    """Three units, one residual addition, pooling and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = seeded(ConvBnRelu)
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        y = F.relu(self.bn(self.conv(y)) + y)
+        return self.fc(self.pool(y).flatten(1))
+
+
+def sites(model: nn.Module, example: Tensor) -> dict[str, Site]:
+    found = find_sites(canonical(model, example))
+    assert len({s.name for s in found}) == len(found)
+    return {s.name: s for s in found}
+
+
+def names(model: nn.Module, example: Tensor, chosen: Callable[[Site], bool] = lambda s: True) -> list[str]:
+    return [name for name, site in sites(model, example).items() if chosen(site)]
+
+
+def test_weights_come_first_then_activations_in_graph_order() -> None:
+    expected = ["stem.conv.weight", "conv.weight", "fc.weight", "x", "stem.relu", "bn", "relu", "pool", "fc"]
+    assert names(Net(), image()) == expected
+
+
+def test_ends_of_products_units_are_prunable_unless_they_are_outputs() -> None:
+    prunable = names(Net(), image(), lambda s: s.prunable)
+    assert prunable == ["stem.conv.weight", "conv.weight", "fc.weight", "stem.relu", "bn"]
+
+
+def test_tensors_of_the_first_and_last_product_are_edges() -> None:
+    edges = names(Net(), image(), lambda s: s.is_edge)
+    assert edges == ["stem.conv.weight", "fc.weight", "x", "stem.relu", "pool", "fc"]
+
+
+def test_match_sees_names_and_classes_of_a_whole_unit() -> None:
+    found = sites(Net(), image())
+    assert found["stem.relu"].names == ("stem.relu", "stem.bn", "stem.conv")
+    assert found["stem.relu"].types == ("ReLU", "BatchNorm2d", "Conv2d")
+    assert found["conv.weight"].names == ("conv.weight", "conv", "conv")
+    assert found["conv.weight"].types == ("Conv2d",)
+    assert found["x"].types == ("input",)
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "output"),
+    [
+        (seeded(ConvBnRelu), image(), "relu"),
+        (nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten()), image(), "0"),
+        (seeded(Cat), image(), "b"),
+    ],
+)
+def test_outputs_are_never_pruned(model: nn.Module, example: Tensor, output: str) -> None:
+    found = sites(model, example)
+    assert found[output].quantizable
+    assert not found[output].prunable
+
+
+def test_an_output_s_float_function_lets_what_is_before_it_be_pruned() -> None:
+    assert sites(nn.Sequential(nn.Linear(3, 2), nn.Softmax(1)), rows())["0"].prunable
+
+
+@pytest.mark.parametrize("order", ["fc fc last", "last fc fc", "fc fc fc"])
+def test_a_shared_weight_is_one_site_and_an_edge_if_any_use_is(order: str) -> None:
+    class Thrice(Shared):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for name in order.split():
+                x = F.relu(getattr(self, name)(x))
+            return x
+
+    found = sites(Thrice(), rows())
+    assert [name for name in found if name.endswith("weight")] == [f"{n}.weight" for n in dict.fromkeys(order.split())]
+    assert found["fc.weight"].is_edge
+
+
+def test_inputs_of_a_concatenation_are_sites_and_its_output_is_none() -> None:
+    class Plain(Cat):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(10, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.cat([F.max_pool2d(super().forward(x), 2), F.avg_pool2d(x, 2), x[:, :, ::2, ::2]], 1))
+
+    assert names(Plain(), image(), lambda s: s.kind == "activation") == ["x", "a", "b", "avg_pool2d", "c"]
+
+
+def test_a_computed_weight_is_left_alone_with_a_reason() -> None:
+    class Standardized(Fc):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.fc.weight - self.fc.weight.mean())
+
+    found = sites(Standardized(), rows())["sub"]
+    assert (found.kind, found.prunable, found.quantizable) == ("weight", False, False)
+    assert found.reason == "the weight is computed from other tensors"
+
+
+def test_batch_norm_and_relu_belong_to_a_unit_only_as_sole_users() -> None:
+    class Tapped(ConvBnRelu):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(self.conv(x))
+            return self.relu(y) + y
+
+    net = canonical(Tapped(), image())
+    conv = next(n for n in net.graph.nodes if n.name == "conv")
+    assert unit_end(net, conv).name == "bn"
+    assert names(Tapped(), image(), lambda s: s.prunable) == ["conv.weight", "bn"]
+    whole = canonical(seeded(ConvBnRelu), image())
+    assert [n.name for n in unit_members(whole, next(n for n in whole.graph.nodes if n.name == "relu"))] == [
+        "relu",
+        "bn",
+        "conv",
+    ]
+
+
+def test_elementwise_operators_on_a_number_are_no_units() -> None:
+    class Scale(Fc):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * 2 + 1
+
+    assert names(Scale(), rows(), lambda s: s.kind == "activation") == ["x", "fc"]
+
+
+def test_sites_are_the_same_behind_pruners_and_quantizers() -> None:
+    net = canonical(seeded(Residual), image())
+    before = [(s.name, s.node, s.prunable, s.is_edge) for s in find_sites(net)]
+    quantize = Quantize(target="activation", bits=8)
+    run(
+        net,
+        [
+            PruneWeights({"conv.weight": Prune(target="weight", sparsity=0.5)}),
+            QuantizeWeights({"conv.weight": Quantize(target="weight", bits=8)}),
+            QuantizeActivations({"x": quantize, "conv": quantize, "add_": quantize}),
+        ],
+    )
+    assert [(s.name, s.node, s.prunable, s.is_edge) for s in find_sites(net)] == before
+    weight = before[0][1]
+    assert tail(net, weight).name == "conv_weight_quantizer"
+    assert strip(net, tail(net, weight)) is weight
+    assert [n.name for n in sources(net, net.graph.output_node().args[0])] == ["add_"]  # type: ignore[arg-type]
+
+
+def test_the_axis_of_a_weight_counts_its_output_channels() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 2, 1))
+    assert [s.axis for s in sites(model, image()).values()] == [1, 0, None, None, None]
+
+
+def test_sites_of_an_mlp() -> None:
+    assert names(seeded(Mlp), rows()) == ["fc1.weight", "fc2.weight", "x", "relu", "fc2"]
