@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def run_demo(options: Options) -> dict[str, Any]:
     started = time.perf_counter()
     spec = Spec.of(options.spec)
     _prepare_folder(options, spec)
-    with _one_thread():
+    with _one_thread(), _quiet_exporter():
         seeds = [_Seed(seed, options, spec).run() for seed in range(options.seed, options.seed + options.seeds)]
         for name in ("float.onnx", "compressed.onnx"):
             shutil.copyfile(options.out / f"seed{options.seed}" / name, options.out / name)
@@ -174,3 +175,15 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence PyTorch's exporter about packages that the demo does not need."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -59,11 +59,12 @@ def _lines(results: dict[str, Any]) -> list[str]:
     seeds = results["seeds"]
     found = [seed["agreement"] for seed in seeds]
     equal, tensors = sum(f["equal_tensors"] for f in found), sum(f["tensors"] for f in found)
-    outputs, largest = 100 * mean(f["outputs_equal"] for f in found), max(f["outputs_largest"] for f in found)
+    step, outputs = max(f["largest_step"] for f in found), 100 * mean(f["outputs_equal"] for f in found)
+    last = max(f["outputs_largest"] for f in found)
     lines = [
-        f"file against trained net: {equal} of {tensors} quantized tensors equal in every element, largest difference "
-        f"{max(f['largest_step'] for f in found)} steps; end to end {outputs:.2f} % of the outputs equal, largest "
-        f"difference {largest:g} {found[0]['outputs_unit']}",
+        f"file against trained net: {equal} of {tensors} quantized tensors equal in every element, none more "
+        f"than {_count(step, 'steps')} apart; end to end {outputs:.2f} % of the outputs equal, none more than "
+        f"{_count(last, found[0]['outputs_unit'])} apart",
         "latency: ONNX Runtime on one thread, median of runs in which the two files take turns",
     ]
     if any(seed["masks"]["bytes"] for seed in seeds):
@@ -77,3 +78,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
 
 def _mean(seeds: list[dict[str, Any]], group: str, key: str) -> float:
     return float(mean(seed[group][key] for seed in seeds))
+
+
+def _count(number: float, unit: str) -> str:
+    return f"{number:g} {unit.removesuffix('s') if number == 1 else unit}"

@@ -127,7 +127,7 @@ def test_skipped_amp_steps_do_not_move_it() -> None:
 
 def test_a_fused_optimizer_told_of_infinities_does_not_move_it() -> None:
     net = make()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=True)
     net.schedule.attach(optimizer)
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()

@@ -31,6 +31,6 @@ stamp=.venv/installed-$extra
 wanted=$(.venv/bin/python -c 'import hashlib, pathlib; print(hashlib.sha256(pathlib.Path("pyproject.toml").read_bytes()).hexdigest())')
 if [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]]; then
     rm -f "$stamp"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --editable ".[$extra]"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check --no-input --editable ".[$extra]"
     echo "$wanted" >"$stamp"
 fi

@@ -1,0 +1,231 @@
+"""Contracts 6 to 9: what is exported is what was trained, and ONNX Runtime agrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import Branches, Residual, train
+from torch import nn
+
+import fxcompress as fxc
+from fxcompress.errors import CaptureError, ExportError, VerifyError
+from fxcompress.grid import quantize
+from fxcompress.pruner import Pruner
+from fxcompress.runtime import session
+
+SHAPE = (4, 3, 8, 8)
+
+
+def trained(spec: Any, model: nn.Module | None = None, shape: tuple[int, ...] = SHAPE, steps: int = 10) -> fxc.CompressedModule:
+    torch.manual_seed(0)
+    net = fxc.compress(model or Residual(), spec, torch.randn(shape), total_steps=steps)
+    train(net, steps, shape)
+    return net
+
+
+def stored(path: Path) -> dict[str, np.ndarray]:
+    return {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(path).graph.initializer}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[fxc.CompressedModule, Path, Any]:
+    net = trained("P0.5(w,f) -> Q8(w,f)")
+    path = tmp_path_factory.mktemp("export") / "net.onnx"
+    return net, path, fxc.export_onnx(net, path, torch.randn(SHAPE))
+
+
+def test_the_runtime_agrees_and_nothing_is_left_in_float(exported: Any) -> None:
+    _, _, found = exported
+    assert found.ok
+    assert found.float_operators == ()
+    assert found.integer_operators["QLinearConv"] == 4
+    assert {"QLinearAdd", "QGemm", "QLinearMul", "QLinearConcat"} <= set(found.integer_operators)
+    assert all(t.unexplained == (0, 0) for t in found.tensors)
+    assert found.outputs[0].unit == "steps"
+    assert max(found.outputs[0].largest) <= 1
+
+
+def test_the_report_says_what_masks_cost(exported: Any) -> None:
+    net, _, found = exported
+    assert found.mask_bytes == sum(m.mask.numel() for m in net.modules() if isinstance(m, Pruner) and m.of_activation)
+    assert 0 < found.mask_time_share < 1
+    assert "does not skip them" in str(found)
+
+
+def test_integers_are_the_trained_ones_and_masked_weights_are_zero(exported: Any) -> None:
+    net, path, _ = exported
+    file = stored(path)
+    signs = torch.sign(net.bn.weight.detach())
+    for name, norm in (("stem", net.bn), ("side", None), ("fc", None)):
+        weight = net.get_parameter(f"{name}.weight").detach()
+        pruner, quantizer = (net.get_submodule(f"compression.{name}.weight_{k}") for k in ("pruner", "quantizer"))
+        shape = (-1,) + (1,) * (weight.ndim - 1)
+        integers = quantize(weight * pruner.mask, quantizer.scale.view(shape), torch.tensor(0), quantizer.grid)
+        integers = integers * signs.view(shape) if norm is not None else integers
+        saved = file[f"{name}.folded_integers" if norm is not None else f"{name}.weight_integers"]
+        assert saved.dtype == np.int8
+        assert np.array_equal(saved, integers.numpy())
+        assert not saved[~pruner.mask.numpy()].any()
+
+
+def test_scales_keep_their_bits_and_fold_exactly(exported: Any) -> None:
+    net, path, _ = exported
+    file = stored(path)
+    quantizer = net.get_submodule("compression.fc.weight_quantizer")
+    assert np.array_equal(file["fc.weight_scale"], quantizer.scale.numpy())
+    activation = net.get_submodule("compression.x_quantizer")
+    assert file["compression.x_quantizer_constants.scale"] == activation.scale.numpy()
+    s, bn = net.get_submodule("compression.stem.weight_quantizer").scale.double(), net.bn
+    exact = (s * bn.weight.detach().double().abs() / torch.sqrt(bn.running_var.double() + bn.eps)).float()
+    assert np.array_equal(file["stem.folded_scale"], exact.numpy())
+
+
+def test_the_file_takes_any_batch_and_carries_its_spec(exported: Any) -> None:
+    net, path, _ = exported
+    assert {p.key: p.value for p in onnx.load(path).metadata_props}["fxcompress.spec"] == str(net.spec)
+    run = session(path)
+    for batch in (1, 7):
+        x = np.random.default_rng(0).standard_normal((batch, 3, 8, 8), np.float32)
+        assert run.run(None, {"x": x})[0].shape == (batch, 5)
+
+
+def test_frozen_differs_from_trained_by_folding_and_bias_rounding_only(exported: Any) -> None:
+    net, _, _ = exported
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        gap = (fxc.freeze(net)(x) - net.eval()(x)).abs().max()
+    assert float(gap) <= 2.01 * float(net.get_submodule("compression.fc_quantizer").scale)
+
+
+@pytest.mark.parametrize("spec", ["P0.5(w)", "P0.5(w,f)", "Q8(w)", "Q8(f)", "Q4(w,f)", "P0.3(f) -> Q6(w,f)", "Q3(w) -> P0.5(w)"])
+def test_every_kind_of_spec_exports_and_agrees(spec: str, tmp_path: Path) -> None:
+    found = fxc.export_onnx(trained(spec), tmp_path / "net.onnx")
+    assert found.ok
+    if "Q" not in spec or "f" not in spec.partition("Q")[2]:
+        assert max(found.outputs[0].largest) < 100  # ulp
+
+
+@pytest.mark.parametrize("options", [
+    {"range": "mse"}, {"scale": "power-of-two"}, {"scale": "power-of-two", "range": "mse"}, {"symmetric": True}, {"per_channel": False},
+])  # fmt: skip
+def test_every_kind_of_grid_exports_and_agrees(options: dict[str, Any], tmp_path: Path) -> None:
+    target = "weight" if "per_channel" in options else ["weight", "activation"]
+    rules = [{"op": "quantize", "target": target, "bits": 8, **options}]
+    if target == "weight":
+        rules.append({"op": "quantize", "target": "activation", "bits": 8})
+    found = fxc.export_onnx(trained({"rules": rules}), tmp_path / "net.onnx")
+    assert found.ok
+    assert found.float_operators == ()
+
+
+def test_a_model_with_a_training_branch_exports_what_evaluation_runs(tmp_path: Path) -> None:
+    net = trained("Q8(w,f)", Branches(), (4, 6))
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert found.ok
+    assert len(found.outputs) == 1
+
+
+@pytest.mark.parametrize("opset", [18, 19, 21, 23])
+def test_the_opset_is_the_one_asked_for(opset: int, tmp_path: Path) -> None:
+    fxc.export_onnx(trained("Q8(w,f)"), tmp_path / "net.onnx", opset=opset)
+    assert [o.version for o in onnx.load(tmp_path / "net.onnx").opset_import if not o.domain] == [opset]
+
+
+@pytest.mark.parametrize("opset", [13, 17, 99])
+def test_an_opset_that_cannot_be_written_is_refused(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"opset {opset} cannot be written"):
+        fxc.export_onnx(trained("Q8(w)"), tmp_path / "net.onnx", opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_schedule_is_refused(tmp_path: Path) -> None:
+    net = fxc.compress(Residual(), "Q8(w,f)", torch.randn(SHAPE), total_steps=10)
+    with pytest.raises(ExportError, match=r"events that have not acted yet, the next after step 4 .*pass optimizer="):
+        fxc.export_onnx(net, tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("path", ["nowhere/net.onnx", "."])
+def test_a_path_that_cannot_be_written_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot write"):
+        fxc.export_onnx(trained("Q8(w)"), tmp_path / path)
+
+
+def test_inputs_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="do not fit"):
+        fxc.export_onnx(trained("Q8(w)"), tmp_path / "net.onnx", {"z": torch.randn(SHAPE)})
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"old")
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fxcompress.export.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        fxc.export_onnx(trained("Q8(w)"), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_file_of_another_net_is_refused(exported: Any, tmp_path: Path) -> None:
+    net = trained("Q8(w,f)", Branches(), (4, 6))
+    with pytest.raises(VerifyError, match="was not exported from this net"):
+        fxc.verify(net, exported[1])
+    with pytest.raises(VerifyError, match="no file"):
+        fxc.verify(net, tmp_path / "gone.onnx")
+
+
+def test_a_changed_weight_is_noticed(exported: Any, tmp_path: Path) -> None:
+    net, path, _ = exported
+    model = onnx.load(path)
+    for initializer in model.graph.initializer:
+        if initializer.name == "side.weight_integers":
+            values = onnx.numpy_helper.to_array(initializer).copy()
+            values[0] = 100 - values[0]
+            initializer.CopyFrom(onnx.numpy_helper.from_array(values, initializer.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    found = fxc.verify(net, tmp_path / "changed.onnx")
+    assert not found.ok
+    assert [t.name for t in found.tensors if t.unexplained[0]][0].startswith("relu_")
+
+
+def degenerate(model: Residual) -> Residual:
+    with torch.no_grad():
+        model.bn.weight[:] = torch.tensor([0.0, -1.0, 1e-12, 1.0, -0.0, 2.0, -3.0, 1e-30])
+        model.bn.running_var[:4] = 0
+        model.stem.weight[3] = 0
+        model.side.weight.mul_(1e-7)
+        model.side.bias[:4] = 1e6
+        model.fc.weight[0] = 0
+    return model
+
+
+def test_degenerate_nets_train_without_nan_and_export_what_they_compute(tmp_path: Path) -> None:
+    net = trained("P0.5(w,f) -> Q8(w,f)", degenerate(Residual()))
+    assert all(bool(b.isfinite().all()) for n, b in net.named_buffers() if n.endswith("scale"))
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+    found = fxc.export_onnx(net, tmp_path / "net.onnx", torch.randn(SHAPE))
+    assert found.ok, str(found)
+    frozen = fxc.freeze(net)
+    assert all(bool((b > 0).all()) for n, b in frozen.named_buffers() if n.endswith("_scale"))
+
+
+def test_a_bias_beyond_int32_is_noted(tmp_path: Path) -> None:
+    model = Residual()
+    with torch.no_grad():
+        model.side.weight.mul_(1e-9)
+        model.side.bias.fill_(100.0)
+    net = fxc.compress(model, "Q8(w,f)@1", torch.randn(SHAPE), total_steps=2)
+    net(torch.randn(SHAPE))
+    net.schedule.step()
+    net.schedule.step()
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert any("'side': the bias of 8 channels leaves int32" in note for note in found.notes)
+    assert found.ok
