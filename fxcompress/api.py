@@ -10,8 +10,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxcompress.assign import Assignment, assign
-from fxcompress.capture import bind, capture
-from fxcompress.graph import COMPRESSION, has_module
+from fxcompress.capture import bind, capture, refuse_unsuitable
+from fxcompress.graph import COMPRESSION, has_module, modules_of_type
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
     Canonicalize,
@@ -21,10 +21,12 @@ from fxcompress.passes import (
     QuantizeWeights,
     ShareScales,
 )
+from fxcompress.passes.share_scales import find_leaders
 from fxcompress.pipeline import Hook, Pass, run
+from fxcompress.quantizer import Quantizer
 from fxcompress.schedule import Event, Schedule
 from fxcompress.shapes import propagate_shapes
-from fxcompress.sites import Site, find_sites
+from fxcompress.sites import Site, all_sites, find_sites
 from fxcompress.spec import Prune, Quantize, Spec
 from fxcompress.targets import check_target
 from fxcompress.timing import Phase, plan
@@ -54,12 +56,17 @@ def compress(  # noqa: PLR0913 - the public surface
     spec = Spec.of(spec)
     check_target(spec, target)
     phases = plan(spec, total_steps)
+    refuse_unsuitable(model)
     inputs = bind(model, example_inputs)
     net = captured_net(model, inputs)
-    sites = all_sites(net)
+    sites = all_sites(net.views())
     assignment = assign(spec, list(sites.values()))
     for gm in net.each_variant():
         run(gm, compression_passes(gm, assignment))
+    leaders = find_leaders(list(net.views()))
+    for gm in net.each_variant():
+        run(gm, [ShareScales(leaders)])
+    _drop_uncalled(net)
     net.spec = spec
     events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
     events.sort(key=lambda event: event.step)
@@ -89,14 +96,17 @@ def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:
         PruneActivations(assignment.prunes("activation", activations)),
         QuantizeWeights(assignment.quantizes("weight", weights)),
         QuantizeActivations(assignment.quantizes("activation", activations)),
-        ShareScales(),
     ]
     return passes
 
 
-def all_sites(net: CompressedModule) -> dict[str, Site]:
-    """The sites of all graphs of a net by name."""
-    return {site.name: site for gm in net.each_variant() for site in find_sites(gm)}
+def _drop_uncalled(net: CompressedModule) -> None:
+    """Delete quantizers that no graph calls any more since another one serves in their place."""
+    called = {str(n.target) for graph in net.graphs for n in graph.nodes if n.op == "call_module"}
+    for path, _ in [*modules_of_type(net, Quantizer)]:
+        if path not in called:
+            owner, _, name = path.rpartition(".")
+            del net.get_submodule(owner)._modules[name]
 
 
 def _events(net: CompressedModule, assignment: Assignment, phase: Phase, sites: Mapping[str, Site]) -> Iterator[Event]:

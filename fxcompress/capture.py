@@ -9,6 +9,7 @@ graphs).
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,9 +79,8 @@ def mirror(model: nn.Module) -> nn.Module:
 def bind(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Example inputs (a tensor, a tuple of positional or a dict of keyword ones) as `{parameter: value}`.
 
-    Raises CaptureError if they do not fit the signature of the model's forward, or `model` is no model to capture.
+    Raises CaptureError if they do not fit the signature of the model's forward.
     """
-    _refuse_unsuitable(model)
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (args, {})
     signature = inspect.signature(model.forward)
@@ -112,6 +112,22 @@ class _Flag:
         self.path = path
 
 
+class _Proxy(Proxy):
+    """A proxy on which `y += x` writes to `y`, as it does on a tensor, so that other names of `y` see it."""
+
+    def __iadd__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
 class _Tracer(Tracer):
     """Symbolic tracing that opens weight-owning modules and keeps `training` symbolic."""
 
@@ -136,6 +152,9 @@ class _Tracer(Tracer):
         if path not in parameter_proxy_cache:
             parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
         return parameter_proxy_cache[path]
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Proxy(node, self)
 
     def to_bool(self, obj: Proxy) -> bool:
         target = str(obj.node.target)
@@ -215,7 +234,8 @@ def _symbolic_flags(root: nn.Module) -> Iterator[None]:
             module.__dict__["training"] = flag
 
 
-def _refuse_unsuitable(model: nn.Module) -> None:
+def refuse_unsuitable(model: Any) -> None:
+    """Raise CaptureError if `model` is nothing to capture: no module, scripted, compressed, or with reserved names."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {_brief(model)}; pass the model itself")
     if isinstance(model, torch.jit.ScriptModule):

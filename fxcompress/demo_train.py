@@ -98,9 +98,12 @@ class Training:
             "random": torch.get_rng_state(),
             "losses": self.losses,
         }
+        write_whole(self.checkpoint, lambda path: torch.save(state, path))
+        self._write_losses()
+
+    def _write_losses(self) -> None:
         lines = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in enumerate(self.losses, 1))
         write_whole(self.folder / f"{self.name}.losses.jsonl", lambda path: path.write_text(lines))
-        write_whole(self.checkpoint, lambda path: torch.save(state, path))
 
     def _resume(self) -> None:
         try:
@@ -114,6 +117,7 @@ class Training:
         self.scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["random"])
         self.losses = state["losses"]
+        self._write_losses()  # the kill may have come between the two files
 
 
 class _Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import warnings
@@ -110,6 +111,7 @@ def _name_tensors(model: ir.Model, lowered: GraphModule) -> None:
 
 def _strip_traces(model: ir.Model) -> None:
     """Drop the stack traces that PyTorch's exporter writes on every node: a tenth of a small file."""
+    model.graph.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
         for value in node.outputs:
@@ -225,7 +227,13 @@ def _at_least_two(x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what PyTorch's exporter warns about its own code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Silence what PyTorch's exporter warns about its own code, and that torchvision is not there."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

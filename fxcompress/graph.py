@@ -30,14 +30,19 @@ def insert_after(gm: GraphModule, node: Node, path: str, module: nn.Module) -> N
     return new
 
 
-def insert_function_after(gm: GraphModule, node: Node, function: Any, args: tuple[Any, ...]) -> Node:
-    """Call `function(node, *args)` and hand its output to all users of `node`."""
-    last = args[-1] if args and isinstance(args[-1], Node) else node
-    with gm.graph.inserting_after(last):
-        new = gm.graph.call_function(function, (node, *args))
+def insert_function_after(gm: GraphModule, node: Node, function: Any, args: tuple[Any, ...], name: str) -> Node:
+    """Call `function(node, *args)` under `name` and hand its output to all users of `node`."""
+    with gm.graph.inserting_after(node):
+        new = gm.graph.create_node("call_function", function, (node, *args), {}, name)
     new.meta.update(node.meta)
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
     return new
+
+
+def insert_function_before(gm: GraphModule, node: Node, function: Any, args: tuple[Any, ...], name: str) -> Node:
+    """Call `function(*args)` under `name` just before `node`, which does not use it yet."""
+    with gm.graph.inserting_before(node):
+        return gm.graph.create_node("call_function", function, args, {}, name)
 
 
 def insert_constants(gm: GraphModule, before: Node, path: str, tensors: dict[str, torch.Tensor]) -> list[Node]:
@@ -45,24 +50,37 @@ def insert_constants(gm: GraphModule, before: Node, path: str, tensors: dict[str
     home = container(gm, path)
     nodes = []
     for name, tensor in tensors.items():
-        home.register_buffer(name, tensor)
+        free = name if name in home._buffers or not hasattr(home, name) else f"{name}_constant"
+        home.register_buffer(free, tensor)
+        target = f"{path}.{free}".removeprefix(".")
         with gm.graph.inserting_before(before):
-            node = gm.graph.create_node("get_attr", f"{path}.{name}", name=f"{path}.{name}".replace(".", "_"))
+            node = gm.graph.create_node("get_attr", target, name=target.replace(".", "_"))
         node.meta["tensor_meta"] = torch.fx.passes.shape_prop._extract_tensor_metadata(tensor)
         nodes.append(node)
     return nodes
 
 
-def replace(gm: GraphModule, node: Node, function: Any, args: tuple[Any, ...]) -> Node:
-    """Put a call of `function` in the place of `node`, under its name."""
-    with gm.graph.inserting_before(node):
-        new = gm.graph.create_node("call_function", function, args, {})
-    new.meta.update(node.meta)
-    node.replace_all_uses_with(new)
-    name = node.name
-    gm.graph.erase_node(node)
-    new._rename(name)
-    return new
+def replace(node: Node, function: Any, args: tuple[Any, ...]) -> None:
+    """Make `node` a call of `function`, under its name and with its users."""
+    node.op, node.target, node.args, node.kwargs = "call_function", function, args, {}
+
+
+def drop_dead_code(gm: GraphModule) -> bool:
+    """Remove what nothing uses, but not operators that write in place: somebody may read what they wrote to."""
+    return gm.graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(gm, node))
+
+
+def writes_in_place(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` changes one of its inputs."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_module":
+        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_method" or node.op == "call_function":
+        return name.endswith("_") or name in _INPLACE_OPERATORS or bool(node.kwargs.get("inplace"))
+    return False
+
+
+_INPLACE_OPERATORS = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "setitem"})
 
 
 def bypass(gm: GraphModule, node: Node) -> None:

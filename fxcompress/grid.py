@@ -15,7 +15,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers a quantizer may use: `bits` wide, signed or not, symmetric (zero point 0) or affine.
+    """The integers a quantizer may use: `bits` wide, signed or not, symmetric (one fixed zero point) or
+    affine.
 
     A `narrow` signed grid is +-(2^(bits-1) - 1), so that an integer can be negated, as folding a batch norm does to
     weights.
@@ -37,6 +38,11 @@ class Grid:
     def qmax(self) -> int:
         """Largest integer."""
         return int(2 ** (self.bits - 1)) - 1 if self.signed else int(2**self.bits) - 1
+
+    @property
+    def centre(self) -> int:
+        """The zero point of a symmetric grid: 0, or the middle of unsigned integers."""
+        return 0 if self.signed else int(2 ** (self.bits - 1))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -19,8 +19,11 @@ from fxcompress.grid import broadcast
 Product = Callable[..., Tensor]
 
 
-def _integer(function: Product, channels_last: bool = False) -> Product:
-    """`function(x, weight, bias, *args)` on the integers behind `x` (on a grid of scale `x_scale`, any zero point)."""
+def _integer(function: Product, spatial: int | None) -> Product:
+    """`function(x, weight, bias, *args)` on the integers behind `x` (on a grid of scale `x_scale`, any zero point).
+
+    `spatial` is the number of axes behind the channels of the output, None where channels come last.
+    """
 
     def product(
         x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[Tensor, Tensor], wide: bool, *args: Any
@@ -29,10 +32,10 @@ def _integer(function: Product, channels_last: bool = False) -> Product:
         x_scale, weight_scale = scales
         integers = torch.div(x, x_scale).round_().to(dtype)
         total = function(integers, weight.to(dtype), None, *args)
-        axis = total.ndim - 1 if channels_last else 1
+        axis = total.ndim - 1 - (spatial or 0)
         if bias is not None:
             total = total + broadcast(bias.to(dtype), axis, total.ndim)
-        scale = x_scale * weight_scale
+        scale = x_scale * per_output_channel(weight_scale, total.shape[axis])
         return total.to(torch.float32) * broadcast(scale, axis if scale.ndim else None, total.ndim)
 
     product.__name__ = product.__qualname__ = f"integer_{function.__name__}"
@@ -40,11 +43,16 @@ def _integer(function: Product, channels_last: bool = False) -> Product:
     return product
 
 
-integer_conv1d, integer_conv2d, integer_conv3d = _integer(F.conv1d), _integer(F.conv2d), _integer(F.conv3d)
-integer_conv_transpose1d = _integer(F.conv_transpose1d)
-integer_conv_transpose2d = _integer(F.conv_transpose2d)
-integer_conv_transpose3d = _integer(F.conv_transpose3d)
-integer_linear = _integer(F.linear, channels_last=True)
+def per_output_channel(scale: Tensor, channels: int) -> Tensor:
+    """A weight's scales for each output channel: a grouped transposed convolution has the same ones in every group."""
+    return scale.repeat(channels // len(scale)) if scale.ndim and len(scale) != channels else scale
+
+
+integer_conv1d, integer_conv2d, integer_conv3d = _integer(F.conv1d, 1), _integer(F.conv2d, 2), _integer(F.conv3d, 3)
+integer_conv_transpose1d = _integer(F.conv_transpose1d, 1)
+integer_conv_transpose2d = _integer(F.conv_transpose2d, 2)
+integer_conv_transpose3d = _integer(F.conv_transpose3d, 3)
+integer_linear = _integer(F.linear, None)
 
 INTEGER: dict[Any, Product] = {
     F.conv1d: integer_conv1d,

@@ -64,10 +64,13 @@ class CompressedModule(GraphModule):
         """The graphs of all modes."""
         return tuple(self._variants.values())
 
+    def views(self) -> Iterator[GraphModule]:
+        """A GraphModule on the same modules for each graph, in turn, to read."""
+        return (_View(self, graph) for graph in self._variants.values())
+
     def each_variant(self) -> Iterator[GraphModule]:
-        """A GraphModule on the same modules for each graph, in turn, for passes to rewrite; recompiles at the end."""
-        for graph in self._variants.values():
-            yield _View(self, graph)
+        """The views for passes to rewrite; the net recompiles when all are done."""
+        yield from self.views()
         self.recompile()
 
     def recompile(self) -> Any:

@@ -69,7 +69,12 @@ def is_fusible_activation(gm: GraphModule, node: Node) -> bool:
 def is_dropout(gm: GraphModule, node: Node) -> bool:
     """Whether `node` drops values in training and hands its input on in evaluation (stochastic depth included)."""
     target = called(gm, node)
-    return target in DROPOUTS or getattr(target, "__name__", "") in STOCHASTIC_DEPTHS
+    if target not in DROPOUTS and getattr(target, "__name__", "") not in STOCHASTIC_DEPTHS:
+        return False
+    if node.op == "call_module":
+        return True
+    # A function follows the mode only where it is handed the mode.
+    return any(isinstance(a, Node) and str(a.target).endswith("training") for a in node.all_input_nodes)
 
 
 def is_value_preserving(gm: GraphModule, node: Node) -> bool:

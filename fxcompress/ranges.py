@@ -124,12 +124,12 @@ def _width(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
 
 
 def _levels(grid: Grid) -> int:
-    return grid.qmax if grid.symmetric else grid.qmax - grid.qmin
+    return grid.qmax - (grid.centre if grid.symmetric else grid.qmin)
 
 
 def _zero_point(low: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     if grid.symmetric:
-        return torch.zeros_like(low, dtype=torch.int32)
+        return torch.full_like(low, grid.centre, dtype=torch.int32)
     return (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax).to(torch.int32)
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from fxcompress.graph import has_module
+
 
 def render(gm: GraphModule) -> str:
     """The graph of `gm` as text, the same for equal graphs whatever torch's own printing does."""
@@ -25,10 +27,11 @@ def _line(gm: GraphModule, node: Node) -> str:
 
 def _target(gm: GraphModule, node: Node) -> str:
     if node.op == "call_module":
-        return f"{node.target}:{type(gm.get_submodule(str(node.target))).__name__}"
+        found = has_module(gm, str(node.target))
+        return f"{node.target}:{type(gm.get_submodule(str(node.target))).__name__ if found else 'missing'}"
     if node.op == "call_method":
         return f".{node.target}"
-    return getattr(node.target, "__name__", str(node.target))
+    return getattr(node.target, "__name__", str(node.target)).removesuffix(".default")
 
 
 def _arguments(node: Node) -> str:

@@ -8,13 +8,12 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from fxcompress.api import all_sites
 from fxcompress.graph import module_of, site
 from fxcompress.module import CompressedModule
 from fxcompress.operators import is_product, macs, shape_of, weight_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
-from fxcompress.sites import Site, strip
+from fxcompress.sites import Site, all_sites, strip
 from fxcompress.tables import render_report
 
 FLOAT_BITS = 32
@@ -83,7 +82,7 @@ def report(net: CompressedModule) -> Report:
 
 def _rows(net: CompressedModule) -> list[Row]:
     owners = _products_by_weight(net)
-    return [_row(net, s, owners.get(s.name, [])) for s in all_sites(net).values()]
+    return [_row(net, s, owners.get(s.name, [])) for s in all_sites(net.views()).values()]
 
 
 def _row(net: CompressedModule, at: Site, products: list[Node]) -> Row:

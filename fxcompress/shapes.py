@@ -33,6 +33,7 @@ class _ShapeRun(Interpreter):
 
     def __init__(self, gm: GraphModule, fakes: Mapping[str, torch.Tensor]) -> None:
         super().__init__(gm)
+        self.extra_traceback = False
         self.fakes = fakes
 
     def run_with(self, inputs: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ pruned where a product's unit ends, unless that is an output of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,6 +61,11 @@ def find_sites(gm: GraphModule) -> list[Site]:
         known = weights.get(found.name)
         weights[found.name] = found if known is None or found.is_edge else known
     return [*weights.values(), *_activation_sites(gm, edges)]
+
+
+def all_sites(graphs: Iterable[GraphModule]) -> dict[str, Site]:
+    """The sites of all graphs of a net by name."""
+    return {site.name: site for gm in graphs for site in find_sites(gm)}
 
 
 def unit_end(gm: GraphModule, node: Node) -> Node:

@@ -1,5 +1,4 @@
-"""The rewrites, one verb a file. The engine imports no pass; `fxcompress.api` and `fxcompress.export` put them in
-order."""
+"""The rewrites, one verb a file. `fxcompress.api` and `fxcompress.frozen` put them in order."""
 
 from fxcompress.passes.canonicalize import Canonicalize as Canonicalize
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm

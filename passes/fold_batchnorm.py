@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
-from fxcompress.graph import bypass, insert_constants, site, tensor_at
+from fxcompress.graph import bypass, drop_dead_code, insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
 from fxcompress.operators import TRANSPOSED, argument, channel_axis, is_batch_norm, is_product, shape_of, weight_of
 from fxcompress.qdq import DEQUANTIZE
@@ -25,13 +25,13 @@ class FoldBatchNorm:
     are negated where gamma is negative and zero where it is zero (its scale then stays as it was), its bias becomes
     beta + (bias - mean) gamma / sigma.
 
-    Before:  %conv_weight_quantizer_1 = dequantize.default(%conv_weight_integers, %conv_weight_scale,
+    Before:  %conv_weight_quantizer = dequantize(%conv_weight_integers, %conv_weight_scale,
                  %conv_weight_zero_point, 0)
-             %conv = conv2d(%x, %conv_weight_quantizer_1, None, (1, 1), (0, 0), (1, 1), 1)
+             %conv = conv2d(%x, %conv_weight_quantizer, None, (1, 1), (0, 0), (1, 1), 1)
              %bn = bn:BatchNorm2d(%conv)
-    After:   %dequantize_default_1 = dequantize.default(%conv_folded_integers, %conv_folded_scale,
+    After:   %conv_folded_weight = dequantize(%conv_folded_integers, %conv_folded_scale,
                  %conv_folded_zero_point, 0)
-             %conv = conv2d(%x, %dequantize_default_1, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
+             %conv = conv2d(%x, %conv_folded_weight, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
 
     Requires: evaluation mode; weights are frozen.
     Ensures:  no batch norm with statistics is the only user of a product with a symmetric integer weight.
@@ -52,8 +52,7 @@ class FoldBatchNorm:
         todo = [n for n in gm.graph.nodes if _folds(gm, n)]
         for norm in todo:
             _fold(gm, norm.args[0], norm)
-        gm.graph.eliminate_dead_code()
-        return bool(todo)
+        return drop_dead_code(gm) or bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
         """Raise PassError if a pair is left."""
@@ -63,7 +62,7 @@ class FoldBatchNorm:
 
 
 def _folds(gm: GraphModule, norm: Node) -> bool:
-    if not is_batch_norm(gm, norm) or gm.get_submodule(str(norm.target)).running_var is None:
+    if not is_batch_norm(gm, norm) or not norm.args or gm.get_submodule(str(norm.target)).running_var is None:
         return False
     product: Any = norm.args[0]
     if not is_product(product) or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
@@ -89,8 +88,7 @@ def _fold(gm: GraphModule, product: Node, norm: Node) -> None:
         "folded_bias": (shift + (bias - module.running_mean.double()) * gamma / sigma).float(),
     }
     *weight, new_bias = insert_constants(gm, product, site(product), folded)
-    with gm.graph.inserting_before(product):
-        dequantized = gm.graph.call_function(DEQUANTIZE, (*weight, axis))
+    dequantized = insert_function_before(gm, product, DEQUANTIZE, (*weight, axis), f"{product.name}_folded_weight")
     dequantized.meta.update(weight_of(product).meta)
     rest = product.args[3:]
     product.args = (product.args[0], dequantized, new_bias, *rest)

@@ -9,7 +9,15 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
-from fxcompress.graph import insert_constants, module_of, replace, site, tensor_at
+from fxcompress.graph import (
+    drop_dead_code,
+    insert_constants,
+    insert_function_before,
+    module_of,
+    replace,
+    site,
+    tensor_at,
+)
 from fxcompress.grid import broadcast, quantize
 from fxcompress.pruner import Pruner
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
@@ -27,10 +35,10 @@ class Freeze:
     Before:  %x_quantizer = compression.x_quantizer:Quantizer(%x)
              %fc_weight = fc.weight
              %fc_weight_quantizer = compression.fc.weight_quantizer:Quantizer(%fc_weight)
-    After:   %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale,
+    After:   %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale,
                  %compression_x_quantizer_constants_zero_point, 0, 255)
              %fc_weight_integers = fc.weight_integers
-             %fc_weight_quantizer_1 = dequantize.default(%fc_weight_integers, %fc_weight_scale,
+             %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale,
                  %fc_weight_zero_point, 0)
 
     Requires: evaluation mode; every pruner and quantizer is enabled.
@@ -56,8 +64,7 @@ class Freeze:
                 _swap_with_quantizer(gm, node)
         for node in rest:
             _freeze_activation(gm, node)
-        gm.graph.eliminate_dead_code()
-        return bool(todo)
+        return drop_dead_code(gm) or bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
         """Raise PassError if training state is left."""
@@ -85,7 +92,7 @@ def _freeze_weight(gm: GraphModule, node: Node) -> None:
         f"{name}_scale": module.scale.clone(),
         f"{name}_zero_point": module.zero_point.to(dtype),
     }
-    replace(gm, node, DEQUANTIZE, (*insert_constants(gm, node, owner, constants), module.axis or 0))
+    replace(node, DEQUANTIZE, (*insert_constants(gm, node, owner, constants), module.axis or 0))
 
 
 def _swap_with_quantizer(gm: GraphModule, pruner: Node) -> None:
@@ -106,10 +113,10 @@ def _freeze_activation(gm: GraphModule, node: Node) -> None:
     if isinstance(module, Pruner):
         [mask] = insert_constants(gm, node, path, {"mask": module.mask.to(torch.uint8)})
         ones = {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0, dtype=torch.uint8)}
-        kept = gm.graph.create_node("call_function", DEQUANTIZE, (mask, *insert_constants(gm, node, path, ones), 0))
-        node.prepend(kept)
-        replace(gm, node, torch.mul, (node.args[0], kept))
+        stored = (mask, *insert_constants(gm, node, path, ones), 0)
+        kept = insert_function_before(gm, node, DEQUANTIZE, stored, f"{node.name}_mask")
+        replace(node, torch.mul, (node.args[0], kept))
         return
     constants = {"scale": module.scale.clone(), "zero_point": module.zero_point.to(module.grid.dtype)}
     scale, zero_point = insert_constants(gm, node, path, constants)
-    replace(gm, node, QUANTIZE_DEQUANTIZE, (node.args[0], scale, zero_point, module.grid.qmin, module.grid.qmax))
+    replace(node, QUANTIZE_DEQUANTIZE, (node.args[0], scale, zero_point, module.grid.qmin, module.grid.qmax))

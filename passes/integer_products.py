@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
-from fxcompress.graph import replace, site, tensor_at
+from fxcompress.graph import drop_dead_code, replace, site, tensor_at
 from fxcompress.integer import INTEGER, needs_float64
 from fxcompress.operators import argument, channel_axis, is_product, weight_of
 from fxcompress.placement import grid_of
@@ -19,8 +19,8 @@ from fxcompress.qdq import DEQUANTIZE
 class IntegerProducts:
     """Compute every fully quantized product on integer-valued operands and scale its exact sums afterwards.
 
-    Before:  %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %dequantize_default_1)
-    After:   %fc_1 = integer_linear(%x_quantizer_1, %fc_weight_integers, %fc_bias_integers,
+    Before:  %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias_1)
+    After:   %fc = integer_linear(%x_quantizer, %fc_weight_integers, %fc_bias_integers,
                  (%compression_x_quantizer_constants_scale, %fc_weight_scale), False)
 
     Requires: weights, activations and biases are frozen.
@@ -38,8 +38,7 @@ class IntegerProducts:
         todo = [n for n in gm.graph.nodes if _is_quantized(gm, n)]
         for product in todo:
             _replace(gm, product)
-        gm.graph.eliminate_dead_code()
-        return bool(todo)
+        return drop_dead_code(gm) or bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
         """Raise PassError if a quantized product is left in float."""
@@ -67,4 +66,4 @@ def _replace(gm: GraphModule, product: Node) -> None:
     wide = needs_float64(tensor_at(gm, str(weight.target)), bias_values, channel_axis(product), largest)
     function = INTEGER[product.target]
     rest = product.args[3:]
-    replace(gm, product, function, (product.args[0], weight, bias, (input_scale, weight_scale), wide, *rest))
+    replace(product, function, (product.args[0], weight, bias, (input_scale, weight_scale), wide, *rest))

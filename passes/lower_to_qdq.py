@@ -21,13 +21,13 @@ class LowerToQdq:
     What keeps values (max pooling, reshape, masks, ...) gets a pair with its input's scale behind it, which changes
     nothing.
 
-    Before:  %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale,
+    Before:  %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale,
                  %compression_x_quantizer_constants_zero_point, 0, 255)
-             %flatten = flatten(%x_quantizer_1, 1)
-    After:   %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale,
+             %flatten = flatten(%x_quantizer, 1)
+    After:   %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale,
                  %compression_x_quantizer_constants_zero_point, 0, 255)
-             %flatten = flatten(%x_quantizer_1, 1)
-             %quantize_dequantize_default_1 = quantize_dequantize.default(%flatten,
+             %flatten = flatten(%x_quantizer, 1)
+             %flatten_pair = quantize_dequantize(%flatten,
                  %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
 
     Requires: weights, activations and biases are frozen, products still float.
@@ -48,9 +48,9 @@ class LowerToQdq:
         todo = [(n, grid) for n in gm.graph.nodes if (grid := _missing_pair(gm, n))]
         pools = [n for n in gm.graph.nodes if _pools_to_one_pixel(gm, n)]
         for node, grid in todo:
-            insert_function_after(gm, node, QUANTIZE_DEQUANTIZE, grid.args[1:])
+            insert_function_after(gm, node, QUANTIZE_DEQUANTIZE, grid.args[1:], f"{node.name}_pair")
         for node in pools:
-            replace(gm, node, GLOBAL_AVERAGE_POOL, (node.args[0],))
+            replace(node, GLOBAL_AVERAGE_POOL, (node.args[0],))
         return bool(todo or pools)
 
     def ensures(self, gm: GraphModule) -> None:

@@ -24,12 +24,12 @@ class MoveActivations:
     so the integers are the same on both sides.
 
     Before:  %relu = relu:ReLU(%conv)
-             %relu_quantizer_1 = quantize_dequantize.default(%relu,
+             %relu_quantizer = quantize_dequantize(%relu,
                  %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
-    After:   %relu_quantizer_1 = quantize_dequantize.default(%conv,
+    After:   %relu_quantizer = quantize_dequantize(%conv,
                  %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
-             %relu = relu:ReLU(%relu_quantizer_1)
-             %quantize_dequantize_default_1 = quantize_dequantize.default(%relu,
+             %relu = relu:ReLU(%relu_quantizer)
+             %relu_pair = quantize_dequantize(%relu,
                  %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
 
     Requires: scales are frozen.
@@ -51,7 +51,7 @@ class MoveActivations:
             pair.replace_all_uses_with(function)
             function.args = (pair, *function.args[1:])
             pair.append(function)
-            insert_function_after(gm, function, QUANTIZE_DEQUANTIZE, pair.args[1:])
+            insert_function_after(gm, function, QUANTIZE_DEQUANTIZE, pair.args[1:], f"{function.name}_pair")
         return bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:

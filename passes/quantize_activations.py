@@ -60,9 +60,9 @@ class QuantizeActivations:
 
     def _quantizer(self, site: Site) -> Quantizer:
         rule = self.rules[site.name]
-        symmetric = bool(rule.symmetric)
+        # Runtimes on x86 have integer kernels for unsigned activations; a symmetric grid has its zero in the middle.
         return Quantizer(
-            Grid(rule.bits_for(site.is_edge), signed=symmetric, symmetric=symmetric), (rule.range, rule.scale)
+            Grid(rule.bits_for(site.is_edge), signed=False, symmetric=bool(rule.symmetric)), (rule.range, rule.scale)
         )
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxcompress.graph import insert_constants, site, tensor_at
+from fxcompress.graph import insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
+from fxcompress.integer import per_output_channel
 from fxcompress.operators import argument, channel_axis, is_product, weight_of
 from fxcompress.placement import grid_of
 from fxcompress.qdq import DEQUANTIZE
@@ -25,9 +26,9 @@ class QuantizeBias:
     Where a bias would leave int32, the weight's scale in that channel is raised until it fits and its integers are
     rounded anew; the change is noted in `gm.meta["notes"]`.
 
-    Before:  %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %fc_bias)
-    After:   %dequantize_default_1 = dequantize.default(%fc_bias_integers, %fc_bias_scale, None, 0)
-             %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %dequantize_default_1)
+    Before:  %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias)
+    After:   %fc_bias_1 = dequantize(%fc_bias_integers, %fc_bias_scale, None, 0)
+             %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias_1)
 
     Requires: weights and activations are frozen.
     Leaves alone: products whose input lies on no grid or whose weight is float.
@@ -59,14 +60,14 @@ def _quantize_bias(gm: GraphModule, product: Node) -> None:
     input_scale = tensor_at(gm, str(grid_of(gm, product.args[0]).args[1].target))  # type: ignore[union-attr]
     bias = tensor_at(gm, str(argument(product, 2, "bias").target)).detach()
     scale = _weight_scale_that_fits(gm, product, bias, input_scale)
-    bias_scale = (input_scale * scale).expand_as(bias).clone()
+    bias_scale = (input_scale * per_output_channel(scale, len(bias))).clamp(min=torch.finfo(torch.float32).tiny)
+    bias_scale = bias_scale.expand_as(bias).clone()
     constants = {
         "bias_integers": torch.round(bias.double() / bias_scale.double()).clamp(-LARGEST, LARGEST).to(torch.int32),
         "bias_scale": bias_scale,
     }
     nodes = insert_constants(gm, product, site(product), constants)
-    with gm.graph.inserting_before(product):
-        dequantized = gm.graph.call_function(DEQUANTIZE, (*nodes, None, 0))
+    dequantized = insert_function_before(gm, product, DEQUANTIZE, (*nodes, None, 0), f"{product.name}_bias")
     product.args = (*product.args[:2], dequantized, *product.args[3:])
     product.kwargs = {k: v for k, v in product.kwargs.items() if k != "bias"}
 
@@ -75,20 +76,20 @@ def _weight_scale_that_fits(gm: GraphModule, product: Node, bias: Tensor, input_
     weight = weight_of(product)
     integers, scale = (tensor_at(gm, str(n.target)) for n in weight.args[:2])
     least = bias.double().abs() / (input_scale.double() * LARGEST) * (1 + 2.0**-20)
+    least = least.view(-1, len(scale)).amax(0) if scale.ndim else least.amax()
     if not bool((scale < least).any()):
         return scale
     raised = torch.maximum(scale.double(), least).float()
     axis = channel_axis(product)
-    ratio = broadcast((scale.double() / raised.double()), axis, integers.ndim)
+    ratio = broadcast(scale.double() / raised.double(), axis if scale.ndim else None, integers.ndim)
     rounded = torch.round(integers.double() * ratio).to(integers.dtype)
     zero_point = torch.zeros_like(raised).to(integers.dtype)
     constants = {"raised_integers": rounded, "raised_scale": raised, "raised_zero_point": zero_point}
     nodes = insert_constants(gm, product, site(product), constants)
-    with gm.graph.inserting_before(product):
-        new = gm.graph.call_function(DEQUANTIZE, (*nodes, axis))
+    new = insert_function_before(gm, product, DEQUANTIZE, (*nodes, axis), f"{product.name}_raised_weight")
     new.meta.update(weight.meta)
     product.args = (product.args[0], new, *product.args[2:])
-    channels = int((raised > scale).sum())
+    channels = int((raised > scale).sum()) if scale.ndim else len(bias)
     gm.meta.setdefault("notes", []).append(
         f"'{site(product)}': the bias of {channels} channels leaves int32, so their weight scale was raised"
     )

@@ -9,7 +9,7 @@ from torch.fx import GraphModule, Node
 
 from fxcompress.capture import require_equal
 from fxcompress.errors import PassError
-from fxcompress.graph import bypass, module_of
+from fxcompress.graph import bypass, drop_dead_code, module_of
 from fxcompress.operators import is_dropout
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
@@ -44,7 +44,7 @@ class RemoveDisabled:
             bypass(gm, node)
         for node in checks:
             gm.graph.erase_node(node)
-        return gm.graph.eliminate_dead_code() or bool(idle or checks)
+        return drop_dead_code(gm) or bool(idle or checks)
 
     def ensures(self, gm: GraphModule) -> None:
         """Raise PassError if a disabled pruner or quantizer is left."""

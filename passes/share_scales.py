@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from fxcompress.errors import PassError
-from fxcompress.graph import has_module, module_of
+from fxcompress.graph import module_of
 from fxcompress.operators import CATS, called
 from fxcompress.quantizer import Quantizer
 from fxcompress.sites import sources, tail
@@ -33,18 +34,18 @@ class ShareScales:
     """
 
     name: ClassVar[str] = "share-scales"
+    leaders: Mapping[str, str] | None = None
+    """Which quantizer serves which; None finds it in the graph. Where a net has a graph a mode, `find_leaders` of all."""
 
     def requires(self, gm: GraphModule) -> None:
         """Nothing."""
 
     def rewrite(self, gm: GraphModule) -> bool:
-        """Point the quantizers of each group to one of them and drop the others."""
-        leader = _leaders(gm, _groups(gm))
-        todo = [n for n in gm.graph.nodes if n.op == "call_module" and leader.get(str(n.target), n.target) != n.target]
+        """Point the quantizers of each group to one of them."""
+        leaders = find_leaders([gm]) if self.leaders is None else self.leaders
+        todo = [n for n in gm.graph.nodes if n.op == "call_module" and leaders.get(n.target, n.target) != n.target]
         for node in todo:
-            node.target = leader[str(node.target)]
-        for path in {p for p, kept in leader.items() if p != kept and has_module(gm, p)}:
-            _delete(gm, path)
+            node.target = leaders[node.target]
         return bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
@@ -54,17 +55,7 @@ class ShareScales:
                 raise PassError(f"a concatenation joins the scales of {sorted(group)}")
 
 
-def _groups(gm: GraphModule) -> list[set[str]]:
-    """Paths of the quantizers that meet in each concatenation, where every input has one."""
-    groups = []
-    for cat in (n for n in gm.graph.nodes if called(gm, n) in CATS):
-        ends = [tail(gm, s) for s in sources(gm, cat)]
-        if all(isinstance(module_of(gm, end), Quantizer) for end in ends):
-            groups.append({str(end.target) for end in ends})
-    return groups
-
-
-def _leaders(gm: GraphModule, groups: list[set[str]]) -> dict[str, str]:
+def find_leaders(graphs: Iterable[GraphModule]) -> dict[str, str]:
     """For each quantizer in a group the one that serves it: of those joined by any chain of groups the widest, then
     first."""
     parent: dict[str, str] = {}
@@ -75,19 +66,28 @@ def _leaders(gm: GraphModule, groups: list[set[str]]) -> dict[str, str]:
             path = parent[path]
         return path
 
-    order = {str(n.target): i for i, n in reversed(list(enumerate(gm.graph.nodes))) if isinstance(n, Node)}
-    for group in groups:
-        for path in group:
-            a, b = sorted((root(path), root(min(group, key=order.__getitem__))), key=lambda p: _rank(gm, p, order))
-            parent[b] = a
+    rank: dict[str, tuple[int, int]] = {}
+    for gm in graphs:
+        for group in _groups(gm):
+            for path in group:
+                rank.setdefault(path, (-_bits(gm, path), len(rank)))
+                first, second = sorted((root(path), root(group[0])), key=rank.__getitem__)
+                parent[second] = first
     return {path: root(path) for path in parent}
 
 
-def _rank(gm: GraphModule, path: str, order: dict[str, int]) -> tuple[int, int]:
-    quantizer: Quantizer = gm.get_submodule(path)  # type: ignore[assignment]
-    return (-quantizer.grid.bits, order[path])
+def _bits(gm: GraphModule, path: str) -> int:
+    quantizer = gm.get_submodule(path)
+    assert isinstance(quantizer, Quantizer)
+    return quantizer.grid.bits
 
 
-def _delete(gm: GraphModule, path: str) -> None:
-    owner, _, name = path.rpartition(".")
-    del gm.get_submodule(owner)._modules[name]
+def _groups(gm: GraphModule) -> list[list[str]]:
+    """Paths of the quantizers that meet in each concatenation, where every input has one, in graph order."""
+    groups = []
+    order = {node: i for i, node in enumerate(gm.graph.nodes)}
+    for cat in (n for n in gm.graph.nodes if called(gm, n) in CATS):
+        ends = sorted((tail(gm, s) for s in sources(gm, cat)), key=order.__getitem__)
+        if all(isinstance(module_of(gm, end), Quantizer) for end in ends):
+            groups.append(list(dict.fromkeys(str(end.target) for end in ends)))
+    return groups

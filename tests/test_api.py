@@ -52,7 +52,9 @@ def test_an_unknown_target_names_the_known() -> None:
 def test_the_three_forms_of_a_spec_make_the_same_net(tmp_path: Path) -> None:
     spec = fxc.Spec.parse("P0.5(w) -> Q8(w,f)")
     file = tmp_path / "spec.yaml"
-    file.write_text("rules:\n- {op: prune, target: weight, sparsity: 0.5}\n- {op: quantize, target: [weight, activation], bits: 8}\n")
+    file.write_text(
+        "rules:\n- {op: prune, target: weight, sparsity: 0.5}\n- {op: quantize, target: [weight, activation], bits: 8}\n"
+    )
     nets = [fxc.compress(Residual(), s, X, total_steps=10) for s in (spec, str(file), spec.to_dict(), file)]
     assert len({tuple(n.schedule.events) for n in nets}) == 1
 
@@ -65,13 +67,17 @@ def test_rules_select_by_type_and_name() -> None:
 
 
 def test_an_activation_is_selected_by_any_module_of_its_unit() -> None:
-    rules = [{"op": "quantize", "target": "activation", "bits": 8, "match": {"name": name}} for name in ("depthwise", "act")]
+    rules = [
+        {"op": "quantize", "target": "activation", "bits": 8, "match": {"name": name}} for name in ("depthwise", "act")
+    ]
     for rule in rules:
         net = fxc.compress(Residual(), {"rules": [rule]}, X, total_steps=10)
         assert [n for n, m in net.named_modules() if isinstance(m, Quantizer)] == ["compression.act_quantizer"]
 
 
-@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.01)])
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.1), lambda p: torch.optim.AdamW(p, 0.01)]
+)
 def test_masked_weights_stay_zero_whatever_the_optimizer_does(make: Any) -> None:
     net = fxc.compress(Residual(), "Q8(w)@1 -> P0.5(w)@2..4", X, total_steps=12)
     optimizer = make(net.parameters())

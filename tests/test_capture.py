@@ -14,8 +14,6 @@ from models import Branches, Residual
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.api import captured_net
-from fxcompress.capture import bind
 from fxcompress.errors import CaptureError, InputError
 
 SPEC = "P0.5(w,f) -> Q8(w,f)"
@@ -164,4 +162,4 @@ def test_a_reserved_name_is_refused() -> None:
     model = Residual()
     model.schedule = nn.Linear(1, 1)
     with pytest.raises(CaptureError, match="attribute 'schedule'"):
-        captured_net(model, bind(model, torch.randn(2, 3, 8, 8)))
+        fxc.compress(model, "Q8(w)", torch.randn(2, 3, 8, 8), total_steps=10)

@@ -18,7 +18,16 @@ SCALES = st.floats(2.0**-18, 64.0, width=32)
 
 
 def test_bounds() -> None:
-    bounds = [(g.qmin, g.qmax) for g in (Grid(8, False, False), Grid(8, True, True, True), Grid(8, True, True), Grid(4, True, True, True), Grid(2, True, True, True))]
+    bounds = [
+        (g.qmin, g.qmax)
+        for g in (
+            Grid(8, False, False),
+            Grid(8, True, True, True),
+            Grid(8, True, True),
+            Grid(4, True, True, True),
+            Grid(2, True, True, True),
+        )
+    ]
     assert bounds == [(0, 255), (-127, 127), (-128, 127), (-7, 7), (-1, 1)]
 
 

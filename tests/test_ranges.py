@@ -56,8 +56,14 @@ def test_power_of_two_that_covers() -> None:
     assert float(scale) == 2**-6
 
 
-@given(st.lists(st.floats(allow_nan=False, width=32), max_size=8), st.sampled_from(HOWS), st.sampled_from([ACTIVATION, WEIGHT]))
-def test_scales_are_finite_and_positive_whatever_was_seen(values: list[float], how: tuple[str, str], grid: Grid) -> None:
+@given(
+    st.lists(st.floats(allow_nan=False, width=32), max_size=8),
+    st.sampled_from(HOWS),
+    st.sampled_from([ACTIVATION, WEIGHT]),
+)
+def test_scales_are_finite_and_positive_whatever_was_seen(
+    values: list[float], how: tuple[str, str], grid: Grid
+) -> None:
     rows = torch.stack([torch.tensor(values), torch.zeros(len(values))])
     scale, zero = scales(rows, None, grid, how)
     assert bool((scale.isfinite() & (scale > 0)).all())

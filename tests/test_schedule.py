@@ -192,4 +192,8 @@ def test_first_and_last_layers_keep_eight_bits_and_it_says_so() -> None:
         "compression.relu_quantizer", "compression.adaptive_avg_pool2d_quantizer", "compression.fc_quantizer",
     }  # fmt: skip
     assert "first and last layers keep 8 bits" in net.schedule.timeline()
-    assert {m.grid.bits for m in make({"rules": [{"op": "quantize", "target": "weight", "bits": 4, "first_last_bits": 4}]}).modules() if isinstance(m, Quantizer)} == {4}
+    assert {
+        m.grid.bits
+        for m in make({"rules": [{"op": "quantize", "target": "weight", "bits": 4, "first_last_bits": 4}]}).modules()
+        if isinstance(m, Quantizer)
+    } == {4}

@@ -20,8 +20,8 @@ BEFORE = """
     %conv_weight_integers = conv.weight_integers
     %conv_weight_scale = conv.weight_scale
     %conv_weight_zero_point = conv.weight_zero_point
-    %conv_weight_quantizer_1 = dequantize.default(%conv_weight_integers, %conv_weight_scale, %conv_weight_zero_point, 0)
-    %conv = conv2d(%x, %conv_weight_quantizer_1, None, (1, 1), (0, 0), (1, 1), 1)
+    %conv_weight_quantizer = dequantize(%conv_weight_integers, %conv_weight_scale, %conv_weight_zero_point, 0)
+    %conv = conv2d(%x, %conv_weight_quantizer, None, (1, 1), (0, 0), (1, 1), 1)
     %bn = bn:BatchNorm2d(%conv)
     %relu = relu:ReLU(%bn)
     output %relu
@@ -32,8 +32,8 @@ AFTER = """
     %conv_folded_scale = conv.folded_scale
     %conv_folded_zero_point = conv.folded_zero_point
     %conv_folded_bias = conv.folded_bias
-    %dequantize_default_1 = dequantize.default(%conv_folded_integers, %conv_folded_scale, %conv_folded_zero_point, 0)
-    %conv = conv2d(%x, %dequantize_default_1, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
+    %conv_folded_weight = dequantize(%conv_folded_integers, %conv_folded_scale, %conv_folded_zero_point, 0)
+    %conv = conv2d(%x, %conv_folded_weight, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
     %relu = relu:ReLU(%conv)
     output %relu
 """

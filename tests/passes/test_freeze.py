@@ -30,13 +30,13 @@ AFTER = """
     input %x
     %compression_x_quantizer_constants_scale = compression.x_quantizer_constants.scale
     %compression_x_quantizer_constants_zero_point = compression.x_quantizer_constants.zero_point
-    %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
+    %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
     %fc_weight_integers = fc.weight_integers
     %fc_weight_scale = fc.weight_scale
     %fc_weight_zero_point = fc.weight_zero_point
-    %fc_weight_quantizer_1 = dequantize.default(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
+    %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
     %fc_bias = fc.bias
-    %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %fc_bias)
+    %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias)
     output %fc
 """
 FLOAT = """
@@ -73,8 +73,8 @@ def test_computes_what_the_net_computes(model: type[Mlp | Shared], spec: str) ->
 def test_a_mask_moves_behind_the_quantizer() -> None:
     gm = after([RemoveDisabled(), Freeze()], trained(seeded(Mlp), "P0.5(f) -> Q8(f)", rows()))
     lines = render(gm).splitlines()
-    assert any(line.startswith("%relu_quantizer_1 = quantize_dequantize.default(%relu,") for line in lines)
-    assert any(line.startswith("%relu_pruner_1 = mul(%relu_quantizer_1, %dequantize_default") for line in lines)
+    assert any(line.startswith("%relu_quantizer = quantize_dequantize(%relu,") for line in lines)
+    assert any(line.startswith("%relu_pruner = mul(%relu_quantizer, %relu_pruner_mask)") for line in lines)
 
 
 def test_masked_weights_are_stored_as_zero() -> None:

@@ -23,37 +23,37 @@ BEFORE = """
     input %x
     %compression_x_quantizer_constants_scale = compression.x_quantizer_constants.scale
     %compression_x_quantizer_constants_zero_point = compression.x_quantizer_constants.zero_point
-    %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
+    %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
     %fc_weight_integers = fc.weight_integers
     %fc_weight_scale = fc.weight_scale
     %fc_weight_zero_point = fc.weight_zero_point
-    %fc_weight_quantizer_1 = dequantize.default(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
+    %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
     %fc_bias = fc.bias
     %fc_bias_integers = fc.bias_integers
     %fc_bias_scale = fc.bias_scale
-    %dequantize_default_1 = dequantize.default(%fc_bias_integers, %fc_bias_scale, None, 0)
-    %fc = linear(%x_quantizer_1, %fc_weight_quantizer_1, %dequantize_default_1)
+    %fc_bias_1 = dequantize(%fc_bias_integers, %fc_bias_scale, None, 0)
+    %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias_1)
     output %fc
 """
 AFTER = """
     input %x
     %compression_x_quantizer_constants_scale = compression.x_quantizer_constants.scale
     %compression_x_quantizer_constants_zero_point = compression.x_quantizer_constants.zero_point
-    %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
+    %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
     %fc_weight_integers = fc.weight_integers
     %fc_weight_scale = fc.weight_scale
     %fc_bias_integers = fc.bias_integers
-    %fc_1 = integer_linear(%x_quantizer_1, %fc_weight_integers, %fc_bias_integers, (%compression_x_quantizer_constants_scale, %fc_weight_scale), False)
-    output %fc_1
+    %fc = integer_linear(%x_quantizer, %fc_weight_integers, %fc_bias_integers, (%compression_x_quantizer_constants_scale, %fc_weight_scale), False)
+    output %fc
 """
 FLOAT_INPUT = """
     input %x
     %fc_weight_integers = fc.weight_integers
     %fc_weight_scale = fc.weight_scale
     %fc_weight_zero_point = fc.weight_zero_point
-    %fc_weight_quantizer_1 = dequantize.default(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
+    %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
     %fc_bias = fc.bias
-    %fc = linear(%x, %fc_weight_quantizer_1, %fc_bias)
+    %fc = linear(%x, %fc_weight_quantizer, %fc_bias)
     output %fc
 """
 ROUNDINGS = 2.0**-20  # outputs are below 2: a float product rounds three terms, a bias and their sums

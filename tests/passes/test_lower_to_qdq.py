@@ -22,8 +22,8 @@ BEFORE = """
     input %x
     %compression_x_quantizer_constants_scale = compression.x_quantizer_constants.scale
     %compression_x_quantizer_constants_zero_point = compression.x_quantizer_constants.zero_point
-    %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
-    %flatten = flatten(%x_quantizer_1, 1)
+    %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
+    %flatten = flatten(%x_quantizer, 1)
     %fc_weight = fc.weight
     %fc_bias = fc.bias
     %fc = linear(%flatten, %fc_weight, %fc_bias)
@@ -33,12 +33,12 @@ AFTER = """
     input %x
     %compression_x_quantizer_constants_scale = compression.x_quantizer_constants.scale
     %compression_x_quantizer_constants_zero_point = compression.x_quantizer_constants.zero_point
-    %x_quantizer_1 = quantize_dequantize.default(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
-    %flatten = flatten(%x_quantizer_1, 1)
-    %quantize_dequantize_default_1 = quantize_dequantize.default(%flatten, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
+    %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
+    %flatten = flatten(%x_quantizer, 1)
+    %flatten_pair = quantize_dequantize(%flatten, %compression_x_quantizer_constants_scale, %compression_x_quantizer_constants_zero_point, 0, 255)
     %fc_weight = fc.weight
     %fc_bias = fc.bias
-    %fc = linear(%quantize_dequantize_default_1, %fc_weight, %fc_bias)
+    %fc = linear(%flatten_pair, %fc_weight, %fc_bias)
     output %fc
 """
 FLOAT = """
@@ -70,14 +70,14 @@ def test_puts_a_pair_behind_what_keeps_values() -> None:
 def test_a_concatenation_of_one_grid_keeps_values() -> None:
     net = trained(seeded(Cat), "Q8(f)", image())
     gm = after([*FROZEN, LowerToQdq()], net)
-    assert " = quantize_dequantize.default(%cat, %compression_a_quantizer_constants_scale" in render(gm)
+    assert " = quantize_dequantize(%cat, %compression_a_quantizer_constants_scale" in render(gm)
     assert torch.equal(gm(image()), net(image()))
 
 
 def test_a_mask_keeps_values() -> None:
     net = trained(seeded(Mlp), "P0.5(f) -> Q8(f)", rows())
     gm = after([*FROZEN, LowerToQdq()], net)
-    assert " = quantize_dequantize.default(%relu_pruner_1, %compression_relu_quantizer_constants_scale" in render(gm)
+    assert " = quantize_dequantize(%relu_pruner, %compression_relu_quantizer_constants_scale" in render(gm)
     assert torch.equal(gm(rows()), net(rows()))
 
 
@@ -106,7 +106,7 @@ def test_pooling_to_one_pixel_has_the_runtimes_name(pool: Callable[[Tensor], Ten
     gm = after(FROZEN, trained(Pooled(pool), "Q8(w)", image()))
     expected = gm(image())
     assert run(gm, [LowerToQdq()])
-    assert "global_average_pool.default(%x)" in render(gm)
+    assert "global_average_pool(%x)" in render(gm)
     assert torch.equal(gm(image()), expected)
     assert not run(gm, [LowerToQdq()])
 

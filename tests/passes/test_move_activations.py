@@ -20,8 +20,8 @@ BEFORE = """
     %relu = relu:ReLU(%conv)
     %compression_relu_quantizer_constants_scale = compression.relu_quantizer_constants.scale
     %compression_relu_quantizer_constants_zero_point = compression.relu_quantizer_constants.zero_point
-    %relu_quantizer_1 = quantize_dequantize.default(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
-    output %relu_quantizer_1
+    %relu_quantizer = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    output %relu_quantizer
 """
 AFTER = """
     input %x
@@ -29,10 +29,10 @@ AFTER = """
     %conv = conv2d(%x, %conv_weight, None, (1, 1), (0, 0), (1, 1), 1)
     %compression_relu_quantizer_constants_scale = compression.relu_quantizer_constants.scale
     %compression_relu_quantizer_constants_zero_point = compression.relu_quantizer_constants.zero_point
-    %relu_quantizer_1 = quantize_dequantize.default(%conv, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
-    %relu = relu:ReLU(%relu_quantizer_1)
-    %quantize_dequantize_default_1 = quantize_dequantize.default(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
-    output %quantize_dequantize_default_1
+    %relu_quantizer = quantize_dequantize(%conv, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    %relu = relu:ReLU(%relu_quantizer)
+    %relu_pair = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    output %relu_pair
 """
 
 
