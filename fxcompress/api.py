@@ -24,11 +24,12 @@ from fxcompress.passes import (
 from fxcompress.passes.share_scales import find_leaders
 from fxcompress.pipeline import Hook, Pass, run
 from fxcompress.quantizer import Quantizer
-from fxcompress.schedule import Event, Schedule
+from fxcompress.schedule import Schedule
 from fxcompress.shapes import propagate_shapes
 from fxcompress.sites import Site, all_sites, find_sites
 from fxcompress.spec import Prune, Quantize, Spec
 from fxcompress.targets import check_target
+from fxcompress.timeline import Event
 from fxcompress.timing import Phase, plan
 
 
@@ -61,12 +62,7 @@ def compress(  # noqa: PLR0913 - the public surface
     net = captured_net(model, inputs)
     sites = all_sites(net.views())
     assignment = assign(spec, list(sites.values()))
-    for gm in net.each_variant():
-        run(gm, compression_passes(gm, assignment))
-    leaders = find_leaders(list(net.views()))
-    for gm in net.each_variant():
-        run(gm, [ShareScales(leaders)])
-    _drop_uncalled(net)
+    insert_compression(net, assignment)
     net.spec = spec
     events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
     events.sort(key=lambda event: event.step)
@@ -84,6 +80,16 @@ def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None
         propagate_shapes(gm, inputs)
         run(gm, [Canonicalize()], after)
     return net
+
+
+def insert_compression(net: CompressedModule, assignment: Assignment, after: Hook | None = None) -> None:
+    """Run the passes that insert pruners and quantizers on all graphs of `net`, then let concatenations share scales."""
+    for gm in net.each_variant():
+        run(gm, compression_passes(gm, assignment), after)
+    leaders = find_leaders(net.views())
+    for gm in net.each_variant():
+        run(gm, [ShareScales(leaders)], after)
+    _drop_uncalled(net)
 
 
 def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:

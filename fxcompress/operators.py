@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -101,10 +100,10 @@ def is_activation(node: Node) -> bool:
     return node.op not in ("get_attr", "output") and dtype is not None and bool(dtype.is_floating_point)
 
 
-def activation_inputs(node: Node) -> Iterator[Node]:
-    """The inputs of `node` that are activations; of a product its first argument alone."""
-    inputs = [node.args[0]] if is_product(node) else node.all_input_nodes
-    return (n for n in inputs if isinstance(n, Node) and (is_activation(n) or "tensor_meta" in n.meta))
+def activation_inputs(node: Node) -> list[Node]:
+    """The inputs of `node` that may be activations; of a product its first argument alone."""
+    inputs = node.args[:1] if is_product(node) else node.all_input_nodes
+    return [n for n in inputs if isinstance(n, Node)]
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

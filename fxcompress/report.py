@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from rich.table import Table
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.graph import module_of, site
@@ -14,7 +16,7 @@ from fxcompress.operators import is_product, macs, shape_of, weight_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 from fxcompress.sites import Site, all_sites, strip
-from fxcompress.tables import render_report
+from fxcompress.tables import text_of
 
 FLOAT_BITS = 32
 
@@ -70,7 +72,7 @@ class Report:
         return lines
 
     def __str__(self) -> str:
-        return render_report(self)
+        return _render(self)
 
 
 def report(net: CompressedModule) -> Report:
@@ -82,7 +84,15 @@ def report(net: CompressedModule) -> Report:
 
 def _rows(net: CompressedModule) -> list[Row]:
     owners = _products_by_weight(net)
-    return [_row(net, s, owners.get(s.name, [])) for s in all_sites(net.views()).values()]
+    sites = all_sites(net.views())
+    rows = [_row(net, s, owners.get(s.name, [])) for s in sites.values()]
+    return rows + [_left_alone(net, name, p) for name, p in net.named_parameters() if p.ndim > 1 and name not in sites]
+
+
+def _left_alone(net: CompressedModule, name: str, weight: Tensor) -> Row:
+    owner = type(net.get_submodule(name.rpartition(".")[0])).__name__
+    reason = f"no pass rewrites this weight of {owner}"
+    return Row(name, "weight", FLOAT_BITS, 0.0, weight.numel() * FLOAT_BITS / 8, 0, 0.0, False, reason)
 
 
 def _row(net: CompressedModule, at: Site, products: list[Node]) -> Row:
@@ -133,3 +143,15 @@ def _compressors(net: GraphModule, node: Node) -> tuple[Pruner | None, Quantizer
 
 def _mask_bytes(net: CompressedModule) -> int:
     return sum(m.mask.numel() for m in net.modules() if isinstance(m, Pruner) and m.of_activation and m.is_enabled)
+
+
+def _render(report: Report) -> str:
+    """One line a weight and an activation, then totals."""
+    table = Table(title="weights and activations")
+    for column in ("name", "kind", "bits", "zeros", "bytes", "MACs", "BOPs", "rewritten", "reason"):
+        table.add_column(column, justify="right" if column in ("bits", "zeros", "bytes", "MACs", "BOPs") else "left")
+    for r in report.rows:
+        table.add_row(r.name, r.kind, str(r.bits), f"{100 * r.sparsity:.1f} %", f"{r.bytes:,.0f}", f"{r.macs:,}" if
+        r.macs else "",
+                      f"{r.bops:,.0f}" if r.bops else "", "yes" if r.rewritten else "no", r.reason)  # fmt: skip
+    return text_of(table, report.summary())

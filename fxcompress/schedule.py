@@ -17,24 +17,7 @@ from fxcompress.graph import COMPRESSION, tensor_at
 from fxcompress.module import CompressedModule
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
-from fxcompress.sites import Kind
-
-
-@dataclass(frozen=True)
-class Event:
-    """After optimizer step `step`, `tensor` is pruned to a sparsity or quantized to a number of bits.
-
-    `path` is the pruner or quantizer; it observes during the `window` steps before the event.
-    """
-
-    step: int
-    tensor: str
-    kind: Kind
-    action: str
-    value: float
-    path: str
-    rule: int
-    window: int
+from fxcompress.timeline import Event, render_timeline
 
 
 @dataclass(eq=False)
@@ -109,9 +92,7 @@ class Schedule:
 
     def timeline(self) -> str:
         """All events as a table: step, share of the total, what happens to how many tensors."""
-        from fxcompress.timeline import render_timeline
-
-        return render_timeline(self)
+        return render_timeline(self.events, self.steps, self.total_steps, self.notes)
 
     def pending(self) -> list[Event]:
         """Events that have not acted yet."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from rich.table import Table
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
@@ -28,6 +29,7 @@ from fxcompress.passes import IntegerProducts
 from fxcompress.pipeline import run
 from fxcompress.qdq import QUANTIZE_DEQUANTIZE
 from fxcompress.runtime import float_operators, mask_cost, session
+from fxcompress.tables import text_of
 
 TIE = 2.0**-7
 """How near a half step a value must be, in steps, for a difference to count as a rounding tie: a runtime that sums in
@@ -78,9 +80,7 @@ class Verification:
         return all(t.unexplained[0] == 0 and t.largest[1] <= 1 for t in self.tensors)
 
     def __str__(self) -> str:
-        from fxcompress.tables import render_verification
-
-        return render_verification(self)
+        return _render(self)
 
 
 def verify(net: CompressedModule, path: str | os.PathLike[str], inputs: Any = None) -> Verification:
@@ -142,9 +142,9 @@ class _Comparison(Interpreter):
         args, _ = self.fetch_args_kwargs_from_env(n)
         x, scale, zero_point, qmin, qmax = args
         theirs = torch.from_numpy(self.integers[self.names[n]].astype(np.int32))
-        steps = torch.div(x, scale).double() + zero_point.double()
-        ours = torch.round(steps).clamp(qmin, qmax)
-        self.rows.append(_row(steps, ours, theirs))
+        steps = torch.div(x, scale).double()
+        ours = (torch.round(steps) + zero_point).clamp(qmin, qmax)
+        self.rows.append(_row(steps + zero_point, ours, theirs))
         return (theirs.float() - zero_point.float()) * scale
 
 
@@ -212,3 +212,41 @@ def _refuse_other_model(model: onnx.ModelProto, names: set[str], path: Path) -> 
         raise VerifyError(
             f"'{path}' was not exported from this net: it has no tensor '{missing[0]}'; export the net again"
         )
+
+
+def _render(found: Verification) -> str:
+    """Tensors that differ, then outputs, operators and costs."""
+    table = Table(title=f"{found.path}: {found.file_bytes / 1e6:.3f} MB against the frozen graph, ONNX Runtime")
+    for column in (
+        "quantized tensor",
+        "elements",
+        "equal off",
+        "on",
+        "largest off",
+        "on",
+        "ties off",
+        "on",
+        "other off",
+        "on",
+    ):
+        table.add_column(column, justify="left" if column.startswith("quantized") else "right")
+    for t in found.tensors:
+        if min(t.equal) < 1:
+            table.add_row(t.name, str(t.elements), *(f"{100 * e:.3f} %" for e in t.equal), *map(str, t.largest),
+                          *map(str, t.ties), *map(str, t.unexplained))  # fmt: skip
+    same = sum(min(t.equal) == 1 for t in found.tensors)
+    lines = [f"{same} of {len(found.tensors)} quantized tensors equal in every element, optimizations off and on"]
+    for o in found.outputs:
+        lines.append(
+            f"output '{o.name}' end to end: {100 * o.equal[0]:.2f} % equal, largest {o.largest[0]:g} {o.unit} (off); "
+            f"{100 * o.equal[1]:.2f} %, {o.largest[1]:g} {o.unit} (on)"
+        )
+    counts = ", ".join(f"{n} {name}" for name, n in found.integer_operators.items())
+    lines.append(f"integer operators: {counts or 'none'}; left in float: {', '.join(found.float_operators) or 'none'}")
+    if found.mask_bytes:
+        lines.append(
+            f"masks on activations cost {found.mask_bytes / 1e6:.3f} MB of the file and "
+            f"{100 * found.mask_time_share:.0f} % of the run time: a general runtime multiplies by unstructured zeros, "
+            "it does not skip them"
+        )
+    return text_of(table if len(table.rows) else None, [*lines, *found.notes])

@@ -112,7 +112,7 @@ def test_compress_leaves_buffers_random_state_and_modes_as_they_were() -> None:
 def test_a_default_left_out_may_not_change_later() -> None:
     net = fxc.compress(Branches(), "Q8(w)", torch.randn(4, 6), total_steps=10)
     net(torch.randn(4, 6), 1.0)
-    with pytest.raises(InputError, match="'scale' was 1.0 when the model was captured and is 2.0 now"):
+    with pytest.raises(InputError, match=r"'scale' was 1.0 when the model was captured and is 2.0 now"):
         net(torch.randn(4, 6), scale=2.0)
 
 

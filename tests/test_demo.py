@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from fxcompress.demo import Options, run_demo
-from fxcompress.demo_data import DemoError, load
-from fxcompress.demo_net import DigitsNet
+from fxcompress.demo.data import DemoError, load
+from fxcompress.demo.net import DigitsNet
 from fxcompress.errors import FxCompressError
 from fxcompress.spec import Spec
 

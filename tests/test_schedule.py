@@ -97,7 +97,7 @@ def test_an_optimizer_moves_the_schedule_once_a_step() -> None:
     assert net.schedule.steps == 2
     with pytest.raises(ScheduleError, match="another optimizer is attached"):
         net.schedule.attach(torch.optim.SGD(net.parameters(), lr=0.1))
-    with pytest.raises(ScheduleError, match="do not call schedule.step"):
+    with pytest.raises(ScheduleError, match=r"do not call schedule.step"):
         net.schedule.step()
 
 

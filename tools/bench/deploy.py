@@ -94,8 +94,8 @@ def interleaved(files: list[Path], sample: np.ndarray, options: argparse.Namespa
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="compressed against float in ONNX Runtime")
-    for column in ("model", "spec", "float MB", "file ratio", "float ms", "ms", "latency ratio", "left in float", "verified",
-                   "masks MB", "masks time"):  # fmt: skip
+    for column in ("model", "spec", "float MB", "file ratio", "float ms", "ms", "latency ratio", "left in float",
+                   "verified", "masks MB", "masks time"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("model", "spec") else "right")
     for r in rows:
         table.add_row(r["model"], r["spec"], f"{r['float_mb']:.2f}", f"{r['file_ratio']:.3f}", f"{r['float_ms']:.2f}",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fxcompress.demo_data import Digits
+from fxcompress.demo.data import Digits
 from fxcompress.module import CompressedModule
 from fxcompress.runtime import session
 

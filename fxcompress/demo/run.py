@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import fxcompress as fxc
-from fxcompress import demo_data
-from fxcompress.demo_data import DemoError
-from fxcompress.demo_measure import accuracy, accuracy_of_file, export_float, latencies, masked, zeros
-from fxcompress.demo_net import DigitsNet
-from fxcompress.demo_table import render_results
-from fxcompress.demo_train import Pace, Training, make_optimizer, write_whole
+from fxcompress.demo import data as demo_data
+from fxcompress.demo.data import DemoError
+from fxcompress.demo.measure import accuracy, accuracy_of_file, export_float, latencies, masked, zeros
+from fxcompress.demo.net import DigitsNet
+from fxcompress.demo.table import render_results
+from fxcompress.demo.train import Pace, Training, make_optimizer, write_whole
 from fxcompress.notation import to_yaml
 from fxcompress.spec import Spec
 from fxcompress.verify import Verification

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from fxcompress.demo_data import DemoError, Digits
+from fxcompress.demo.data import DemoError, Digits
 
 LEARNING_RATE = 0.1
 MOMENTUM = 0.9
