@@ -83,7 +83,7 @@ def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None
 
 
 def insert_compression(net: CompressedModule, assignment: Assignment, after: Hook | None = None) -> None:
-    """Run the passes that insert pruners and quantizers on all graphs of `net`, then let concatenations share scales."""
+    """Run the passes that insert pruners and quantizers on all graphs of `net`; then concatenations share scales."""
     for gm in net.each_variant():
         run(gm, compression_passes(gm, assignment), after)
     leaders = find_leaders(net.views())

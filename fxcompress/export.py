@@ -53,7 +53,7 @@ def export_onnx(
     _refuse_unfinished(net)
     _refuse_opset(opset)
     inputs = bind_example(net, example_inputs)
-    lowered = lower(net)
+    lowered = lower(net).cpu()
     model = _to_onnx(lowered, inputs, opset, dynamic_batch)
     _strip_traces(model)
     model.metadata_props["fxcompress.spec"] = str(net.spec)

@@ -28,7 +28,8 @@ def _integer(function: Product, spatial: int | None) -> Product:
     def product(
         x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[Tensor, Tensor], wide: bool, *args: Any
     ) -> Tensor:
-        dtype = torch.float64 if wide else torch.float32
+        # Other devices may choose algorithms that are inexact on integers even in float32's exact range.
+        dtype = torch.float64 if wide or x.device.type != "cpu" else torch.float32
         x_scale, weight_scale = scales
         integers = torch.div(x, x_scale).round_().to(dtype)
         total = function(integers, weight.to(dtype), None, *args)

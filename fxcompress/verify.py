@@ -92,7 +92,7 @@ def verify(net: CompressedModule, path: str | os.PathLike[str], inputs: Any = No
     if not path.is_file():
         raise VerifyError(f"no file '{path}'; export the net first")
     feeds = bind_example(net, inputs)
-    reference = lower(net)
+    reference = lower(net).cpu()
     names = quantized_names(reference)
     run(reference, [IntegerProducts()])
     model = onnx.load(path)
