@@ -55,7 +55,7 @@ def export_onnx(
     inputs = bind_example(net, example_inputs)
     lowered = lower(net).cpu()
     model = _to_onnx(lowered, inputs, opset, dynamic_batch)
-    _strip_traces(model)
+    strip_traces(model)
     model.metadata_props["fxcompress.spec"] = str(net.spec)
     model.metadata_props["fxcompress.version"] = metadata.version("fxcompress")
     _write(model, target)
@@ -109,9 +109,11 @@ def _name_tensors(model: ir.Model, lowered: GraphModule) -> None:
         last.name = name
 
 
-def _strip_traces(model: ir.Model) -> None:
+def strip_traces(model: ir.Model) -> None:
     """Drop the stack traces that PyTorch's exporter writes on every node: a tenth of a small file."""
     model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()
         for value in node.outputs:

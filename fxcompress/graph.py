@@ -50,7 +50,7 @@ def insert_constants(gm: GraphModule, before: Node, path: str, tensors: dict[str
     home = container(gm, path)
     nodes = []
     for name, tensor in tensors.items():
-        free = name if name in home._buffers or not hasattr(home, name) else f"{name}_constant"
+        free = _free_name(home, name, tensor)
         home.register_buffer(free, tensor)
         target = f"{path}.{free}".removeprefix(".")
         with gm.graph.inserting_before(before):
@@ -58,6 +58,14 @@ def insert_constants(gm: GraphModule, before: Node, path: str, tensors: dict[str
         node.meta["tensor_meta"] = torch.fx.passes.shape_prop._extract_tensor_metadata(tensor)
         nodes.append(node)
     return nodes
+
+
+def _free_name(home: nn.Module, name: str, tensor: torch.Tensor) -> str:
+    # A shared quantizer stores its constants once; whatever else has the name is the model's own.
+    known = home._buffers.get(name)
+    is_alike = known is not None and (known.dtype, known.device) == (tensor.dtype, tensor.device)
+    is_same = is_alike and torch.equal(known, tensor)
+    return name if is_same or not hasattr(home, name) else _free_name(home, f"{name}_constant", tensor)
 
 
 def replace(node: Node, function: Any, args: tuple[Any, ...]) -> None:
@@ -76,7 +84,8 @@ def writes_in_place(gm: GraphModule, node: Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
     if node.op == "call_method" or node.op == "call_function":
-        return name.endswith("_") or name in _INPLACE_OPERATORS or bool(node.kwargs.get("inplace"))
+        told = bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+        return told or name.endswith("_") or name in _INPLACE_OPERATORS
     return False
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ HAS_INTEGER_KERNEL = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm",
 
 ERRORS_ONLY = 3
 PROFILED_RUNS = 5
+WARM_UP = 3
 
 
 def session(path: Path, optimized: bool = True, threads: int = 0, saved: Path | None = None) -> ort.InferenceSession:
@@ -62,6 +65,20 @@ def mask_cost(path: Path, model: onnx.ModelProto, feed: Mapping[str, np.ndarray]
         total += seconds
         spent += seconds if name.split("_")[0] in ("QLinearMul", "Mul") else 0.0
     return sum(int(np.prod(m.dims)) for m in masks), spent / total if total else 0.0
+
+
+def latencies(paths: Sequence[Path], feed: Mapping[str, np.ndarray], runs: int, threads: int = 0) -> list[float]:
+    """Median seconds of a run of each file on `feed` (by position of the inputs), the files taking turns."""
+    sessions = [session(path, threads=threads) for path in paths]
+    times: list[list[float]] = [[] for _ in sessions]
+    for turn in range(WARM_UP + runs):
+        for runtime, spent in zip(sessions, times, strict=True):
+            named = dict(zip((i.name for i in runtime.get_inputs()), feed.values(), strict=True))
+            start = time.perf_counter()
+            runtime.run(None, named)
+            if turn >= WARM_UP:
+                spent.append(time.perf_counter() - start)
+    return [statistics.median(spent) for spent in times]
 
 
 def _profile(path: Path, feed: Mapping[str, np.ndarray]) -> list[tuple[str, float]]:

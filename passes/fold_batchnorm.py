@@ -25,12 +25,10 @@ class FoldBatchNorm:
     are negated where gamma is negative and zero where it is zero (its scale then stays as it was), its bias becomes
     beta + (bias - mean) gamma / sigma.
 
-    Before:  %conv_weight_quantizer = dequantize(%conv_weight_integers, %conv_weight_scale,
-                 %conv_weight_zero_point, 0)
+    Before:  %conv_weight_quantizer = dequantize(%conv_weight_integers, %conv_weight_scale, %conv_weight_zero_point, 0)
              %conv = conv2d(%x, %conv_weight_quantizer, None, (1, 1), (0, 0), (1, 1), 1)
              %bn = bn:BatchNorm2d(%conv)
-    After:   %conv_folded_weight = dequantize(%conv_folded_integers, %conv_folded_scale,
-                 %conv_folded_zero_point, 0)
+    After:   %conv_folded_weight = dequantize(%conv_folded_integers, %conv_folded_scale, %conv_folded_zero_point, 0)
              %conv = conv2d(%x, %conv_folded_weight, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
 
     Requires: evaluation mode; weights are frozen.

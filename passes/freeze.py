@@ -38,8 +38,7 @@ class Freeze:
     After:   %x_quantizer = quantize_dequantize(%x, %compression_x_quantizer_constants_scale,
                  %compression_x_quantizer_constants_zero_point, 0, 255)
              %fc_weight_integers = fc.weight_integers
-             %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale,
-                 %fc_weight_zero_point, 0)
+             %fc_weight_quantizer = dequantize(%fc_weight_integers, %fc_weight_scale, %fc_weight_zero_point, 0)
 
     Requires: evaluation mode; every pruner and quantizer is enabled.
     Ensures:  no pruner and no quantizer is left.

@@ -25,12 +25,12 @@ class MoveActivations:
 
     Before:  %relu = relu:ReLU(%conv)
              %relu_quantizer = quantize_dequantize(%relu,
-                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
     After:   %relu_quantizer = quantize_dequantize(%conv,
-                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
              %relu = relu:ReLU(%relu_quantizer)
              %relu_pair = quantize_dequantize(%relu,
-                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+                 %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
 
     Requires: scales are frozen.
     Ensures:  every activation function right before a pair is done by the pair's saturation.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from textwrap import dedent
 from typing import Any
 
@@ -32,6 +32,17 @@ class Fc(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x)
+
+
+class Does(nn.Module):
+    """A layer and what is done with it."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.does = layer or nn.Identity(), forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.does(self, x)
 
 
 class ConvBnRelu(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from helpers import ConvBnRelu, Fc, canonical, captured, image, rows, seeded, text
 from torch import Tensor, nn
 
+from fxcompress.qdq import DEQUANTIZE
 from fxcompress.render import render
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -49,3 +50,19 @@ def test_defaults_methods_keywords_and_containers() -> None:
 def test_equal_graphs_have_equal_texts() -> None:
     net = canonical(seeded(Fc), rows())
     assert render(net) == render(copy.deepcopy(net)) == render(canonical(seeded(Fc), rows()))
+
+
+def test_an_operator_s_overload_is_left_out_and_a_missing_module_named() -> None:
+    net = captured(seeded(Fc), rows())
+    output = net.graph.output_node()
+    with net.graph.inserting_before(output):
+        dequantized = net.graph.create_node("call_function", DEQUANTIZE, output.args, name="stored")
+        net.graph.create_node("call_function", torch.ops.aten.add.Tensor, (dequantized, 1), name="total")
+        net.graph.create_node("call_module", "fc.nowhere", (dequantized,))
+    expected = """
+        %stored = dequantize(%fc)
+        %total = add.Tensor(%stored, 1)
+        %fc_nowhere = fc.nowhere:missing(%stored)
+        output %fc
+    """
+    assert render(net).splitlines()[-4:] == text(expected).splitlines()

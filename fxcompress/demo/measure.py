@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.demo.data import Digits
+from fxcompress.export import strip_traces
 from fxcompress.module import CompressedModule
-from fxcompress.runtime import session
+from fxcompress.runtime import latencies, session
 
 OPSET = 21
 ROUNDS = 200
-WARM_UP = 20
 
 
 def accuracy(net: nn.Module, data: Digits) -> float:
@@ -89,30 +87,14 @@ def export_float(model: nn.Module, path: Path, images: Tensor) -> None:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
     assert program is not None
-    found = program.model
-    found.metadata_props.clear()
-    found.graph.metadata_props.clear()
-    for value in [*found.graph.inputs, *found.graph.initializers.values()]:
-        value.metadata_props.clear()
-    for node in found.graph:
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
-    ir.save(found, path)
+    strip_traces(program.model)
+    ir.save(program.model, path)
 
 
-def latencies(paths: Mapping[str, Path], images: Tensor) -> dict[str, float]:
+def milliseconds(paths: Mapping[str, Path], images: Tensor) -> dict[str, float]:
     """Median milliseconds of a run on `images` in ONNX Runtime on one thread, the files taking turns."""
-    sessions = {name: session(path, threads=1) for name, path in paths.items()}
-    times: dict[str, list[float]] = {name: [] for name in paths}
-    for turn in range(WARM_UP + ROUNDS):
-        for name, runtime in sessions.items():
-            feed = _feed(runtime, images)
-            start = time.perf_counter()
-            runtime.run(None, feed)
-            if turn >= WARM_UP:
-                times[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(found) for name, found in times.items()}
+    seconds = latencies(list(paths.values()), {"images": images.numpy()}, ROUNDS, threads=1)
+    return {name: 1000 * spent for name, spent in zip(paths, seconds, strict=True)}
 
 
 def _last_on_each_tensor(net: CompressedModule) -> dict[str, str]:

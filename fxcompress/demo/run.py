@@ -20,7 +20,7 @@ from torch import nn
 import fxcompress as fxc
 from fxcompress.demo import data as demo_data
 from fxcompress.demo.data import DemoError
-from fxcompress.demo.measure import accuracy, accuracy_of_file, export_float, latencies, masked, zeros
+from fxcompress.demo.measure import accuracy, accuracy_of_file, export_float, masked, milliseconds, zeros
 from fxcompress.demo.net import DigitsNet
 from fxcompress.demo.table import render_results
 from fxcompress.demo.train import Pace, Training, make_optimizer, write_whole
@@ -107,7 +107,7 @@ class _Seed:
             "zeros": zeros(net, self.data.test_images),
             "masked": masked(net),
             "bytes": {"float": float_file.stat().st_size, "compressed": file.stat().st_size},
-            "milliseconds": latencies({"float": float_file, "compressed": file}, self.images),
+            "milliseconds": milliseconds({"float": float_file, "compressed": file}, self.images),
             "agreement": _agreement(verification),
             "masks": {"bytes": verification.mask_bytes, "time_share": verification.mask_time_share},
         }

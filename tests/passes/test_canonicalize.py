@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Residual, canonical, captured, check_pass, check_unchanged, image, rows, seeded
+from helpers import Does, Residual, canonical, captured, check_pass, check_unchanged, image, rows, seeded
 from torch import Tensor, nn
 
 from fxcompress.errors import PassError
@@ -33,17 +33,6 @@ AFTER = """
     %add_ = add(%conv, %x)
     output %add_
 """
-
-
-class Does(nn.Module):
-    """A layer and what is done with it."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.does = layer, forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.does(self, x)
 
 
 def conv_does(forward: Callable[[Any, Tensor], Tensor]) -> nn.Module:
@@ -139,6 +128,91 @@ def test_gives_products_their_arguments_by_position(
 ) -> None:
     name = expected.split("(")[0]
     assert line(Does(forward, layer), image(), name) == f"%{name} = {expected}"
+
+
+def in_place_add(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    y += x
+    return y
+
+
+def in_place_chain(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    y += x
+    y *= x
+    return y
+
+
+@pytest.mark.parametrize(
+    ("forward", "name", "expected"),
+    [
+        (in_place_add, "iadd", "add(%layer, %x)"),
+        (in_place_chain, "iadd", "add(%layer, %x)"),
+        (in_place_chain, "imul", "mul(%iadd, %x)"),
+    ],
+)
+def test_spells_in_place_operators_as_functions(
+    forward: Callable[[Any, Tensor], Tensor], name: str, expected: str
+) -> None:
+    assert line(conv_does(forward), image(), name) == f"%{name} = {expected}"
+
+
+def other_name(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    z = y
+    y += x
+    return z + y
+
+
+def view_before(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    z = y.flatten(1)
+    y -= x
+    return z * y.flatten(1)
+
+
+def through_a_view(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    z = y[:, 0]
+    z *= 2
+    return y
+
+
+def twice(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    z = y
+    y *= x
+    y /= 2
+    return z + y
+
+
+def of_the_input(m: Any, x: Tensor) -> Tensor:
+    z = x
+    x += 1
+    return m.layer(z)
+
+
+@pytest.mark.parametrize(
+    ("forward", "name", "expected"),
+    [
+        (other_name, "iadd", "iadd(%layer, %x)"),
+        (view_before, "isub", "isub(%layer, %x)"),
+        (through_a_view, "imul", "imul(%getitem, 2)"),
+        (twice, "imul", "imul(%layer, %x)"),
+        (twice, "itruediv", "itruediv(%imul, 2)"),
+        (of_the_input, "iadd", "iadd(%x, 1)"),
+    ],
+)
+def test_in_place_operators_that_somebody_else_sees_stay_exact(
+    forward: Callable[[Any, Tensor], Tensor], name: str, expected: str
+) -> None:
+    assert line(conv_does(forward), image(), name) == f"%{name} = {expected}"
+
+
+def test_an_in_place_operator_on_the_input_changes_the_caller_s_tensor() -> None:
+    net, example = canonical(conv_does(of_the_input), image()), image()
+    net(example)
+    assert torch.equal(example, image() + 1)
 
 
 def test_refuses_a_product_with_keyword_arguments_left() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import Cat, Fc, Mlp, Shared, after, check_pass, check_unchanged, constants, image, rows, seeded, trained
+from torch import Tensor, nn
 
 from fxcompress.errors import PassError
 from fxcompress.frozen import evaluation_copy
@@ -89,6 +90,37 @@ def test_a_shared_quantizer_has_one_pair_of_constants() -> None:
     gm = after([RemoveDisabled(), Freeze()], trained(seeded(Cat), "Q8(f)", image()))
     assert render(gm).count(" = compression.a_quantizer_constants.scale") == 2
     assert "b_quantizer_constants" not in render(gm)
+
+
+def test_a_buffer_of_the_model_s_own_keeps_its_name_and_value() -> None:
+    class Scaled(Fc):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc.register_buffer("weight_scale", torch.tensor(7.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(x) * self.fc.weight_scale
+            return out
+
+    net = trained(seeded(Scaled), "Q8(w,f)", rows())
+    gm = after([RemoveDisabled(), Freeze()], net)
+    assert "%fc_weight_scale_constant = fc.weight_scale_constant" in render(gm)
+    assert torch.equal(gm(rows()), net(rows()))
+
+
+def test_parameters_of_the_model_itself() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight)
+
+    net = trained(seeded(Root), "P0.5(w) -> Q8(w,f)", rows())
+    gm = after([RemoveDisabled(), Freeze()], net)
+    assert "%weight_integers = weight_integers" in render(gm)
+    assert torch.equal(gm(rows()), net(rows()))
 
 
 def test_leaves_alone_a_net_without_pruners_and_quantizers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from helpers import Fc, Shared, after, check_pass, check_unchanged, constants, i
 from torch import Tensor, nn
 
 from fxcompress.errors import PassError
+from fxcompress.integer import per_output_channel
 from fxcompress.passes import FoldBatchNorm, Freeze, IntegerProducts, QuantizeBias, RemoveDisabled
 from fxcompress.pipeline import Pass, run
 from fxcompress.render import render
@@ -126,10 +129,36 @@ def test_refuses_a_result_with_a_quantized_product_left_in_float() -> None:
         IntegerProducts().ensures(gm)
 
 
-@pytest.mark.xfail(strict=True, reason="integer_conv2d takes the second axis of a sample without batch for channels")
-def test_a_convolution_of_one_sample_without_batch() -> None:
-    net = trained(nn.Sequential(nn.Conv2d(3, 4, 3)), INPUT_AND_WEIGHTS, image()[0])
-    gm = after(FROZEN, net)
-    expected = gm(image()[0])
-    run(gm, [IntegerProducts()])
-    torch.testing.assert_close(gm(image()[0]), expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize(
+    ("layer", "example"),
+    [
+        (nn.Conv2d(3, 4, 3), image()[0]),
+        (nn.Conv1d(3, 5, 2), image()[0, 0, :3]),
+        (nn.ConvTranspose2d(3, 2, 2), image()[0]),
+        (nn.Linear(4, 3), image()[0, 0, 0]),
+    ],
+)
+def test_one_sample_without_batch(layer: nn.Module, example: Tensor) -> None:
+    gm = after(FROZEN, trained(nn.Sequential(layer), INPUT_AND_WEIGHTS, example))
+    expected = gm(example)
+    assert run(gm, [IntegerProducts()])
+    torch.testing.assert_close(gm(example), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_transposed_convolution_equals_int64_arithmetic(groups: int) -> None:
+    output, found, x, text = integers_behind(nn.ConvTranspose2d(4, 8, 1, groups=groups), image(4), 0.5)
+    weight = found["weight_integers"].long()[:, :, 0, 0].view(groups, 4 // groups, 8 // groups)
+    total = torch.einsum("ngihw,gio->ngohw", x.view(2, groups, 4 // groups, 4, 4), weight).reshape(2, 8, 4, 4)
+    total = total + found["bias_integers"].long().view(8, 1, 1)
+    scales = torch.cat([found["weight_scale"]] * groups)
+    assert "integer_conv_transpose2d(" in text
+    assert torch.equal(output, scaled(total, found | {"weight_scale": scales}, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("scale", "channels", "expected"),
+    [([1.0, 2.0], 2, [1.0, 2.0]), ([1.0, 2.0], 6, [1.0, 2.0] * 3), ([3.0], 2, [3.0, 3.0]), (4.0, 5, 4.0)],
+)
+def test_scales_of_output_channels(scale: Any, channels: int, expected: Any) -> None:
+    assert per_output_channel(torch.tensor(scale), channels).tolist() == expected

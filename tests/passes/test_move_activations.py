@@ -20,7 +20,7 @@ BEFORE = """
     %relu = relu:ReLU(%conv)
     %compression_relu_quantizer_constants_scale = compression.relu_quantizer_constants.scale
     %compression_relu_quantizer_constants_zero_point = compression.relu_quantizer_constants.zero_point
-    %relu_quantizer = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    %relu_quantizer = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
     output %relu_quantizer
 """
 AFTER = """
@@ -29,9 +29,9 @@ AFTER = """
     %conv = conv2d(%x, %conv_weight, None, (1, 1), (0, 0), (1, 1), 1)
     %compression_relu_quantizer_constants_scale = compression.relu_quantizer_constants.scale
     %compression_relu_quantizer_constants_zero_point = compression.relu_quantizer_constants.zero_point
-    %relu_quantizer = quantize_dequantize(%conv, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    %relu_quantizer = quantize_dequantize(%conv, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
     %relu = relu:ReLU(%relu_quantizer)
-    %relu_pair = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, -128, 127)
+    %relu_pair = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
     output %relu_pair
 """
 
@@ -55,7 +55,7 @@ def frozen(symmetric: bool, model: nn.Module) -> GraphModule:
     return after([Freeze()], trained(model, [rule], image()))
 
 
-def test_moves_relu_behind_a_signed_grid() -> None:
+def test_moves_relu_behind_a_grid_with_negative_values() -> None:
     check_pass(frozen(True, seeded(ConvRelu)), MoveActivations(), before=BEFORE, after=AFTER, example=image())
 
 
@@ -69,7 +69,7 @@ def test_moves_relu6_behind_a_grid_that_reaches_past_six(reach: float, moves: bo
     assert torch.equal(gm(image() * 50), expected)
 
 
-def test_leaves_alone_relu_before_an_unsigned_grid() -> None:
+def test_leaves_alone_relu_before_a_grid_without_negative_values() -> None:
     gm = frozen(False, seeded(ConvRelu))
     check_unchanged(gm, MoveActivations(), render(gm))
 

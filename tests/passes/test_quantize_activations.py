@@ -62,14 +62,15 @@ def test_stands_behind_the_pruner_and_before_dropout() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [None, False, True])
-def test_is_affine_and_unsigned_unless_asked(symmetric: bool | None) -> None:
+def test_is_unsigned_and_affine_unless_asked(symmetric: bool | None) -> None:
     net = canonical(seeded(Mlp), rows())
     run(
         net,
         [QuantizeActivations({"relu": Quantize(target="activation", bits=5, symmetric=symmetric, first_last_bits=5)})],
     )
     quantizer = net.get_submodule("compression.relu_quantizer")
-    assert quantizer.grid == Grid(5, signed=bool(symmetric), symmetric=bool(symmetric))
+    assert quantizer.grid == Grid(5, signed=False, symmetric=bool(symmetric))
+    assert (quantizer.grid.qmin, quantizer.grid.qmax, quantizer.grid.centre) == (0, 31, 16)
     assert tuple(quantizer.scale.shape) == ()
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from fxcompress.frozen import freeze
 from fxcompress.passes import Freeze, QuantizeBias, RemoveDisabled
+from fxcompress.render import render
 from fxcompress.spec import Quantize
 
 INPUT_AND_WEIGHTS = [
@@ -124,8 +125,31 @@ def test_leaves_alone_a_product_with_a_float_input() -> None:
     check_unchanged(gm, QuantizeBias(), FLOAT_INPUT)
 
 
-@pytest.mark.xfail(strict=True, reason="a scale for each channel of a group, a bias for each channel of all groups")
-def test_grouped_transposed_convolutions_have_biases_too() -> None:
-    net = trained(nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2)), "Q8(w,f)", image(4))
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_transposed_convolutions_have_biases_too(groups: int) -> None:
+    layer = nn.ConvTranspose2d(4, 8, 2, groups=groups)
+    net = trained(nn.Sequential(layer), "Q8(w,f)", image(4))
     gm = after([RemoveDisabled(), Freeze(), QuantizeBias()], net)
-    assert constants(gm, "0")["bias_integers"].shape == (6,)
+    stored = constants(gm, "0")
+    weight = net.get_submodule("compression.0.weight_quantizer").scale
+    assert weight.shape == (8 // groups,)
+    scale = net.get_submodule("compression.input_quantizer").scale * torch.cat([weight] * groups)
+    assert torch.equal(stored["bias_scale"], scale)
+    assert torch.equal(stored["bias_integers"].double(), torch.round(layer.bias.double() / scale.double()))
+
+
+@pytest.mark.parametrize("channel", range(6))
+def test_a_bias_beyond_int32_raises_the_scale_that_its_group_shares(channel: int) -> None:
+    layer = nn.ConvTranspose2d(4, 6, 2, groups=2)
+    net = trained(nn.Sequential(layer), "Q8(w,f)", image(4))
+    with torch.no_grad():
+        layer.bias[channel] = 1e6
+    gm = after([RemoveDisabled(), Freeze(), QuantizeBias()], net)
+    stored, scale = constants(gm, "0"), net.get_submodule("compression.0.weight_quantizer").scale
+    assert (stored["raised_scale"] > scale).tolist() == [i == channel % 3 for i in range(3)]
+    assert 0.99 * 2**31 < int(stored["bias_integers"][channel]) < 2**31
+    off = (stored["bias_integers"] * stored["bias_scale"].double() - layer.bias.double()).abs()
+    assert (off <= stored["bias_scale"].double() / 2).all()
+    assert "%_0_raised_weight = dequantize(%_0_raised_integers, %_0_raised_scale, %_0_raised_zero_point, 1)" in render(
+        gm
+    )

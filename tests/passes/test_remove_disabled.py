@@ -83,7 +83,6 @@ def test_refuses_a_result_with_a_disabled_pruner() -> None:
         RemoveDisabled().ensures(inserted(on=False))
 
 
-@pytest.mark.xfail(strict=True, reason="fx takes an in-place call whose result is unused for dead code")
 @pytest.mark.parametrize("bump", [lambda y: y.add_(1), nn.ReLU(inplace=True)])
 def test_keeps_an_in_place_call_whose_result_is_unused(bump: Callable[[Tensor], Tensor]) -> None:
     class Bump(nn.Module):

@@ -11,13 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 import torch
 import torchvision
@@ -25,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fxcompress as fxc
-from fxcompress.runtime import session
+from fxcompress.runtime import latencies
 
 
 def main() -> None:
@@ -64,7 +61,7 @@ def _measure(name: str, spec: str, options: argparse.Namespace) -> dict[str, Any
         files = [Path(folder) / "float.onnx", Path(folder) / "compressed.onnx"]
         torch.onnx.export(model.eval(), (example[:1],), files[0], dynamo=True, verbose=False, external_data=False)
         found = fxc.export_onnx(net, files[1])
-        seconds = interleaved(files, example[:1].numpy(), options)
+        seconds = latencies(files, {"x": example[:1].numpy()}, options.runs, options.threads)
         sizes = [f.stat().st_size for f in files]
     print(found)
     return {
@@ -74,22 +71,6 @@ def _measure(name: str, spec: str, options: argparse.Namespace) -> dict[str, Any
         "verified": found.ok, "outputs_equal": [o.equal for o in found.outputs],
         "mask_mb": found.mask_bytes / 1e6, "mask_time_share": found.mask_time_share,
     }  # fmt: skip
-
-
-def interleaved(files: list[Path], sample: np.ndarray, options: argparse.Namespace) -> list[float]:
-    """Median seconds of one run of each file, all files in turn."""
-    sessions = [session(f, threads=options.threads) for f in files]
-    batch = {s.get_inputs()[0].shape[0] for s in sessions}
-    size = next((b for b in batch if isinstance(b, int)), 1)
-    feed = np.repeat(sample, size, axis=0)
-    times: list[list[float]] = [[] for _ in sessions]
-    for turn in range(options.runs + 3):
-        for s, spent in zip(sessions, times, strict=True):
-            start = time.perf_counter()
-            s.run(None, {s.get_inputs()[0].name: feed})
-            if turn >= 3:
-                spent.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
