@@ -63,9 +63,13 @@ def insert_constants(gm: GraphModule, before: Node, path: str, tensors: dict[str
 def _free_name(home: nn.Module, name: str, tensor: torch.Tensor) -> str:
     # A shared quantizer stores its constants once; whatever else has the name is the model's own.
     known = home._buffers.get(name)
-    is_alike = known is not None and (known.dtype, known.device) == (tensor.dtype, tensor.device)
-    is_same = is_alike and torch.equal(known, tensor)
-    return name if is_same or not hasattr(home, name) else _free_name(home, f"{name}_constant", tensor)
+    if (
+        known is not None
+        and (known.dtype, known.device) == (tensor.dtype, tensor.device)
+        and torch.equal(known, tensor)
+    ):
+        return name
+    return _free_name(home, f"{name}_constant", tensor) if hasattr(home, name) else name
 
 
 def replace(node: Node, function: Any, args: tuple[Any, ...]) -> None:
