@@ -93,7 +93,23 @@ def writes_in_place(gm: GraphModule, node: Node) -> bool:
     return False
 
 
-_INPLACE_OPERATORS = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "setitem"})
+_INPLACE_OPERATORS = frozenset(
+    {
+        "iadd",
+        "isub",
+        "imul",
+        "itruediv",
+        "ifloordiv",
+        "imod",
+        "ipow",
+        "iand",
+        "ior",
+        "ixor",
+        "ilshift",
+        "irshift",
+        "setitem",
+    }
+)
 
 
 def bypass(gm: GraphModule, node: Node) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from fxcompress.graph import writes_in_place
 from fxcompress.operators import is_value_preserving
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
 
 def grid_of(gm: GraphModule, node: Any) -> Node | None:
-    """The `quantize_dequantize` whose grid `node`'s values lie on, seen through what keeps values; None if there is
-    none.
+    """The `quantize_dequantize` whose grid `node`'s values lie on, seen through what keeps values.
+
+    None if there is none, or if somebody writes to the tensor in place.
 
     A concatenation lies on a grid if all its inputs lie on the same.
     """
@@ -24,6 +26,8 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
         if not isinstance(node, Node) or node in seen:
             continue
         seen.add(node)
+        if any(user.args[:1] == (node,) and writes_in_place(gm, user) for user in node.users):
+            return None
         if node.target is QUANTIZE_DEQUANTIZE:
             found = found or node
             grids.add(node.args[1].target)  # type: ignore[union-attr]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers import Fc, Shared, after, check_pass, check_unchanged, constants, image, rows, seeded, trained
 from torch import Tensor, nn
 
+import fxcompress as fxc
 from fxcompress.errors import PassError
 from fxcompress.integer import per_output_channel
 from fxcompress.passes import FoldBatchNorm, Freeze, IntegerProducts, QuantizeBias, RemoveDisabled
@@ -162,3 +163,32 @@ def test_grouped_transposed_convolution_equals_int64_arithmetic(groups: int) -> 
 )
 def test_scales_of_output_channels(scale: Any, channels: int, expected: Any) -> None:
     assert per_output_channel(torch.tensor(scale), channels).tolist() == expected
+
+
+class WritesLater(nn.Module):
+    """Writes in place to a tensor that another name still reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        z = y
+        y += 0.3 * x
+        return self.b(z)
+
+
+def test_a_tensor_that_is_written_in_place_lies_on_no_grid() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 4, 4)
+    net = fxc.compress(WritesLater(), "Q3(w,f)", x, total_steps=2)
+    net(x)
+    net.schedule.step()
+    net(x)
+    net.schedule.step()
+    net.eval()
+    with torch.no_grad():
+        assert torch.allclose(
+            fxc.freeze(net)(x), net(x), atol=float(net.get_submodule("compression.b_quantizer").scale) * 1.01
+        )
