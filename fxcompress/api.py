@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from fxcompress.assign import Assignment, assign
 from fxcompress.capture import bind, capture, refuse_unsuitable
+from fxcompress.errors import CaptureError, ScheduleError
 from fxcompress.graph import COMPRESSION, has_module, modules_of_type
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
@@ -58,6 +59,9 @@ def compress(  # noqa: PLR0913 - the public surface
     check_target(spec, target)
     phases = plan(spec, total_steps)
     refuse_unsuitable(model)
+    _refuse_other_dtypes(model, spec)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ScheduleError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer, or leave it out")
     inputs = bind(model, example_inputs)
     net = captured_net(model, inputs)
     sites = all_sites(net.views())
@@ -71,6 +75,15 @@ def compress(  # noqa: PLR0913 - the public surface
     if optimizer is not None:
         net.schedule.attach(optimizer)
     return net
+
+
+def _refuse_other_dtypes(model: nn.Module, spec: Spec) -> None:
+    other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if other and any(isinstance(rule, Quantize) for rule in spec.rules):
+        raise CaptureError(
+            f"the model has parameters of {', '.join(map(str, other))}, and scales are float32; call model.float() "
+            "first, and train in half precision with torch.autocast around the net"
+        )
 
 
 def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None = None) -> CompressedModule:

@@ -23,15 +23,13 @@ from torch.fx.node import has_side_effect
 from torch.fx.proxy import TraceError
 
 from fxcompress.errors import CaptureError, InputError
+from fxcompress.mirror import mirror
 
 OPENED = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
     nn.Embedding, nn.Sequential, nn.ModuleList, nn.ModuleDict,
 )  # fmt: skip
 """`torch.nn` modules whose forward is captured; the others stay calls."""
-
-RESERVED = ("graph", "schedule", "compression")
-"""Names of a captured net's own; a model's root must not use them."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +57,6 @@ def capture(model: nn.Module, inputs: Mapping[str, Any]) -> Captured:
             break
     variants = {tuple(t.mode for _ in guards): graph for t, graph in traced}
     return Captured(root, tuple(guards), variants)
-
-
-def mirror(model: nn.Module) -> nn.Module:
-    """A tree of shallow copies of `model`'s modules that shares its parameters and buffers."""
-    copies: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
-        twin = type(module).__new__(type(module))
-        twin.__dict__.update(module.__dict__)
-        for slot in ("_parameters", "_buffers", "_modules"):
-            twin.__dict__[slot] = dict(module.__dict__[slot])
-        twin.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
-        copies[module] = twin
-    for twin in copies.values():
-        twin._modules.update({k: m and copies[m] for k, m in twin._modules.items()})
-    return copies[model]
 
 
 def bind(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
@@ -131,6 +114,7 @@ class _Tracer(Tracer):
         super().__init__(autowrap_functions=(), param_shapes_constant=False)
         self.inputs, self.mode = inputs, mode
         self.branched: list[str] = []
+        self.grad_enabled, self.autocast = torch.is_grad_enabled(), _autocast_devices()
         self.paths = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
         self.counts: dict[str, int] = {}
 
@@ -162,12 +146,25 @@ class _Tracer(Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, *rest: Any, **more: Any
     ) -> Node:
+        self._follow_modes()
         # The graph's own names: the module path that made the node, so that both variants agree on them.
         site = self._site(kind, target) if kind.startswith("call") else str(target)
         named = re.sub(r"\W", "_", site) if kind != "placeholder" else name
         node = super().create_node(kind, target, args, kwargs, named, *rest, **more)
         node.meta["site"] = site
+        if kind == "placeholder":
+            self.counts.setdefault(site, 0)
         return node
+
+    def _follow_modes(self) -> None:
+        """Note a change of gradient mode as a node; refuse regions of autocast, which would be lost."""
+        if torch.is_grad_enabled() != self.grad_enabled:
+            self.grad_enabled = torch.is_grad_enabled()
+            super().create_node("call_function", torch._C._set_grad_enabled, (self.grad_enabled,), {})
+        if _autocast_devices() != self.autocast:
+            raise CaptureError(
+                "the model's forward enters torch.autocast, which a graph cannot hold; put autocast around the call"
+            )
 
     def _site(self, kind: str, target: Any) -> str:
         owner, cls = next(reversed(self.module_stack.values()), ("", None))
@@ -189,10 +186,17 @@ class _Tracer(Tracer):
         return value
 
 
+def _autocast_devices() -> tuple[bool, ...]:
+    return tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
 def _trace(tracer: _Tracer, root: nn.Module) -> Graph:
-    with _symbolic_flags(root):
+    with _symbolic_flags(root), _no_random_numbers(), torch.enable_grad():
+        tracer.grad_enabled = True
         try:
-            return tracer.trace(root)
+            graph = tracer.trace(root)
+            _keep_constants(root)
+            return graph
         except CaptureError:
             raise
         except Exception as error:
@@ -230,6 +234,29 @@ def _symbolic_flags(root: nn.Module) -> Iterator[None]:
             module.__dict__["training"] = flag
 
 
+@contextmanager
+def _no_random_numbers() -> Iterator[None]:
+    """Refuse a forward that draws while it is captured: every call of the net would see that one draw."""
+    state = torch.get_rng_state()
+    try:
+        yield
+        if not torch.equal(state, torch.get_rng_state()):
+            raise CaptureError(
+                "the model's forward draws random numbers that depend on no input (such as torch.rand(1)), and would "
+                "be captured with one draw for ever; draw them from an input (torch.rand_like(x)) or in a dropout"
+            )
+    finally:
+        torch.set_rng_state(state)
+
+
+def _keep_constants(root: nn.Module) -> None:
+    """Tensors made in forward move with the net, but are no part of its state."""
+    for name, value in list(root.__dict__.items()):
+        if name.startswith("_tensor_constant"):
+            del root.__dict__[name]
+            root.register_buffer(name, value, persistent=False)
+
+
 def refuse_unsuitable(model: Any) -> None:
     """Raise CaptureError if `model` is nothing to capture: no module, scripted, compressed, or with reserved names."""
     if not isinstance(model, nn.Module):
@@ -238,9 +265,10 @@ def refuse_unsuitable(model: Any) -> None:
         raise CaptureError(f"'{model.original_name}' is a scripted module; pass the eager model it was made from")
     if isinstance(model, GraphModule) and hasattr(model, "schedule"):
         raise CaptureError("the model is already compressed; pass the original model and one spec with all rules")
-    for name in RESERVED:
-        if not isinstance(model, GraphModule) and hasattr(model, name):
-            raise CaptureError(f"the model has an attribute '{name}', which a compressed net uses itself; rename it")
+    if isinstance(model, nn.Module) and (model._forward_hooks or model._forward_pre_hooks or model._backward_hooks):
+        raise CaptureError(
+            "the model has hooks on itself, which would be lost; register them on the net after compress"
+        )
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from fxcompress.graph import COMPRESSION
 from fxcompress.module import CompressedModule
+from fxcompress.operators import BATCH_NORMS
 
 
 @torch.no_grad()
@@ -21,6 +22,8 @@ def observe_only(net: CompressedModule, inputs: Mapping[str, Any]) -> None:
     for flags in net.variants:
         with _untouched(net):
             net.train(any(flags))
+            for norm in [m for m in net.modules() if isinstance(m, BATCH_NORMS)]:
+                norm.eval()
             net.get_submodule(COMPRESSION).train()
             net(**inputs)
 
@@ -30,9 +33,11 @@ def _untouched(net: CompressedModule) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
     kept = {name: b.clone() for name, b in net.named_buffers() if not name.startswith(f"{COMPRESSION}.")}
     devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        yield
-    for name, buffer in kept.items():
-        net.get_buffer(name).copy_(buffer)
-    for module, mode in modes.items():
-        module.training = mode
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        for name, buffer in kept.items():
+            net.get_buffer(name).copy_(buffer)
+        for module, mode in modes.items():
+            module.training = mode

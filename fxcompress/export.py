@@ -23,7 +23,7 @@ from fxcompress.errors import ExportError
 from fxcompress.frozen import lower
 from fxcompress.inputs import bind_example
 from fxcompress.module import CompressedModule
-from fxcompress.names import quantized_names
+from fxcompress.names import output_names, quantized_names
 from fxcompress.qdq import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
 from fxcompress.verify import Verification, verify
 
@@ -76,7 +76,7 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], opset: int, dynamic_b
                 opset_version=opset,
                 dynamic_shapes={k: {0: batch} for k in examples} if dynamic_batch else None,
                 custom_translation_table=_TRANSLATIONS,
-                output_names=_output_names(lowered),
+                output_names=output_names(lowered),
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(_why(error, dynamic_batch)) from error
@@ -151,7 +151,12 @@ _TRANSLATIONS: dict[Any, Any] = {
 
 def _write(model: ir.Model, target: Path) -> None:
     """Write beside the target, then move: a reader sees the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise ExportError(
+            f"cannot write '{target}': {error.strerror}; name a file in a folder you may write to"
+        ) from None
     os.close(handle)
     try:
         ir.save(model, name)
@@ -198,9 +203,9 @@ def _refuse_unfinished(net: CompressedModule) -> None:
 
 def _refuse_opset(opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= opset <= newest:
+    if not isinstance(opset, int) or not OLDEST_OPSET <= opset <= newest:
         raise ExportError(
-            f"opset {opset} cannot be written: PyTorch's exporter writes {OLDEST_OPSET} to {newest}; 21 is the default"
+            f"opset {opset!r} cannot be written: PyTorch's exporter writes {OLDEST_OPSET} to {newest}; 21 is default"
         )
 
 
@@ -208,11 +213,6 @@ def _why(error: Exception, dynamic_batch: bool) -> str:
     cause = str(error.__cause__ or error).strip().splitlines()[0]
     hint = "; if the model fixes its batch size, pass dynamic_batch=False" if dynamic_batch else ""
     return f"PyTorch's ONNX exporter refused the graph: {cause}{hint}"
-
-
-def _output_names(lowered: GraphModule) -> list[str]:
-    count = len(torch.utils._pytree.tree_leaves(lowered.graph.output_node().args[0]))
-    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
 def _drop_other_inputs(lowered: GraphModule, kept: set[str]) -> None:

@@ -14,11 +14,12 @@ from fxcompress.passes import (
     Freeze,
     IntegerProducts,
     LowerToQdq,
+    MergeDuplicates,
     MoveActivations,
     QuantizeBias,
     RemoveDisabled,
 )
-from fxcompress.pipeline import Hook, run
+from fxcompress.pipeline import Hook, Pass, run
 
 
 def freeze(net: CompressedModule, after: Hook | None = None) -> GraphModule:
@@ -34,7 +35,8 @@ def freeze(net: CompressedModule, after: Hook | None = None) -> GraphModule:
 def lower(net: CompressedModule, after: Hook | None = None) -> GraphModule:
     """A copy of `net` in QDQ form: float operators between quantize-dequantize pairs and stored integers."""
     gm = evaluation_copy(net)
-    run(gm, [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias(), MoveActivations(), LowerToQdq()], after)
+    frozen: list[Pass] = [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias()]
+    run(gm, [*frozen, MergeDuplicates(), MoveActivations(), LowerToQdq()], after)
     return gm
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from fxcompress.capture import Captured
-from fxcompress.errors import InputError
+from fxcompress.errors import CaptureError, InputError
 
 Variant = tuple[bool, ...]
 
@@ -30,6 +30,7 @@ class CompressedModule(GraphModule):
     def __init__(self, captured: Captured, class_name: str) -> None:
         super().__init__(nn.Module(), Graph(), class_name)
         root = captured.root
+        _refuse_shadowing(root)
         for slot in ("_parameters", "_buffers", "_modules"):
             self.__dict__[slot].update(root.__dict__[slot])
         self._non_persistent_buffers_set |= root._non_persistent_buffers_set
@@ -130,13 +131,22 @@ class _View(GraphModule):
         nn.Module.__init__(self)
         for slot in ("_parameters", "_buffers", "_modules"):
             self.__dict__[slot] = net.__dict__[slot]
-        self.training = net.training
         self.meta = {}
         self.__dict__["_graph"] = graph
+        self.__dict__.update({k: v for k, v in net.__dict__.items() if k not in self.__dict__})
+        self.training = net.training
         graph.owning_module = self
 
     def recompile(self) -> Any:
         """Nothing: the net compiles its graphs once, after all passes."""
+
+
+def _refuse_shadowing(root: nn.Module) -> None:
+    own = {*dir(CompressedModule), "graph", "schedule", "spec", "meta", "compression", "_graph", "_guards", "_variants"}
+    own -= set(dir(nn.Module))
+    for name in (*root._modules, *root._parameters, *root._buffers):
+        if name in own:
+            raise CaptureError(f"the model has an attribute '{name}', which a compressed net uses itself; rename it")
 
 
 def _dispatch(forwards: Mapping[Variant, Callable[..., Any]], guards: tuple[str, ...]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from fxcompress.graph import writes_in_place
+from fxcompress.graph import tensor_at, writes_in_place
 from fxcompress.operators import is_value_preserving
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
@@ -30,12 +30,20 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
             return None
         if node.target is QUANTIZE_DEQUANTIZE:
             found = found or node
-            grids.add(node.args[1].target)  # type: ignore[union-attr]
+            scale, zero_point, *bounds = node.args[1:]
+            grids.add((scale.target, zero_point.target, *bounds))  # type: ignore[union-attr]
         elif keeps_grid(gm, node):
             pending += _tensors(node)
         else:
             return None
     return found if len(grids) == 1 else None
+
+
+def largest_input(gm: GraphModule, product: Node) -> int:
+    """The largest magnitude of an integer, less the zero point, that a product's quantized input can have."""
+    grid: Any = grid_of(gm, product.args[0])
+    zero = int(tensor_at(gm, str(grid.args[2].target)))
+    return max(abs(int(grid.args[3]) - zero), abs(int(grid.args[4]) - zero))
 
 
 def keeps_grid(gm: GraphModule, node: Node) -> bool:

@@ -92,11 +92,11 @@ def scales(values: Tensor, counts: Tensor | None, grid: Grid, how: tuple[str, st
             scale = torch.where(scale.isinf(), 1.0, scale)
             return scale, _zero_point(low, scale, grid)
     elif search == "min-max":
-        scale = _positive(_width(low, high, grid) / _levels(grid))
+        scale = _positive(_width(low, high, grid) / _levels(grid), grid)
         return scale, _zero_point(low, scale, grid)
     else:
         shrinks = 1 - torch.arange(SHRINKS, device=values.device) / (SHRINKS * 1.05)
-        candidates = shrinks[:, None] * _positive(_width(low, high, grid) / _levels(grid))
+        candidates = shrinks[:, None] * _positive(_width(low, high, grid) / _levels(grid), grid)
     return _least_squares(values, counts, candidates, grid)
 
 
@@ -133,13 +133,15 @@ def _zero_point(low: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     return (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax).to(torch.int32)
 
 
-def _positive(scale: Tensor) -> Tensor:
-    """Finite, positive scales: a channel of zeros takes the largest scale of its tensor, a tensor of zeros takes one.
+def _positive(scale: Tensor, grid: Grid) -> Tensor:
+    """Finite, positive scales: a channel of zeros takes the largest scale of its tensor, a tensor of zeros one that
+    reaches to 1.
 
-    Any positive scale is exact for zeros; a tiny one would make the scale of the int32 bias tiny and the bias overflow.
+    Any positive scale is exact for zeros. A large one would make the grid of the int32 bias coarse, a tiny one would
+    make the bias overflow and saturate whatever is not zero later.
     """
     scale = torch.nan_to_num(scale, 0.0, torch.finfo(torch.float32).max / 65536, 0.0)
     usable = scale >= torch.finfo(torch.float32).tiny
     fallback = torch.where(usable, scale, 0.0).amax()
-    fallback = torch.where(fallback > 0, fallback, torch.ones_like(fallback))
+    fallback = torch.where(fallback > 0, fallback, torch.full_like(fallback, 1 / _levels(grid)))
     return torch.where(usable, scale, fallback)

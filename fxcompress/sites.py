@@ -8,7 +8,7 @@ pruned where a product's unit ends, unless that is an output of the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch.fx import GraphModule, Node
@@ -59,7 +59,11 @@ def find_sites(gm: GraphModule) -> list[Site]:
     for product in filter(is_product, gm.graph.nodes):
         found = _weight_site(gm, product, product in edges)
         known = weights.get(found.name)
-        weights[found.name] = found if known is None or found.is_edge else known
+        if known is not None and known.axis != found.axis:
+            found = replace(found, quantizable=False, reason="two products count its channels along different axes")
+        elif known is not None and not found.is_edge:
+            found = known
+        weights[found.name] = found
     return [*weights.values(), *_activation_sites(gm, edges)]
 
 

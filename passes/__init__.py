@@ -5,6 +5,7 @@ from fxcompress.passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
 from fxcompress.passes.freeze import Freeze as Freeze
 from fxcompress.passes.integer_products import IntegerProducts as IntegerProducts
 from fxcompress.passes.lower_to_qdq import LowerToQdq as LowerToQdq
+from fxcompress.passes.merge_duplicates import MergeDuplicates as MergeDuplicates
 from fxcompress.passes.move_activations import MoveActivations as MoveActivations
 from fxcompress.passes.prune_activations import PruneActivations as PruneActivations
 from fxcompress.passes.prune_weights import PruneWeights as PruneWeights

@@ -11,7 +11,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph import drop_dead_code, replace, site, tensor_at
 from fxcompress.integer import INTEGER, needs_float64
 from fxcompress.operators import argument, channel_axis, is_product, weight_of
-from fxcompress.placement import grid_of
+from fxcompress.placement import grid_of, largest_input
 from fxcompress.qdq import DEQUANTIZE
 
 
@@ -59,11 +59,11 @@ def _replace(gm: GraphModule, product: Node) -> None:
     weight, weight_scale = weight_of(product).args[:2]
     bias_node = argument(product, 2, "bias")
     bias = None if bias_node is None else bias_node.args[0]
-    _, input_scale, zero_point, qmin, qmax = grid.args
-    zero = int(tensor_at(gm, str(zero_point.target)))
-    largest = max(abs(qmin - zero), abs(qmax - zero))
+    input_scale = grid.args[1]
     bias_values = None if bias is None else tensor_at(gm, str(bias.target))
-    wide = needs_float64(tensor_at(gm, str(weight.target)), bias_values, channel_axis(product), largest)
+    wide = needs_float64(
+        tensor_at(gm, str(weight.target)), bias_values, channel_axis(product), largest_input(gm, product)
+    )
     function = INTEGER[product.target]
     rest = product.args[3:]
     replace(product, function, (product.args[0], weight, bias, (input_scale, weight_scale), wide, *rest))

@@ -13,7 +13,7 @@ from fxcompress.graph import insert_constants, insert_function_before, site, ten
 from fxcompress.grid import broadcast
 from fxcompress.integer import per_output_channel
 from fxcompress.operators import argument, channel_axis, is_product, weight_of
-from fxcompress.placement import grid_of
+from fxcompress.placement import grid_of, largest_input
 from fxcompress.qdq import DEQUANTIZE
 
 LARGEST = 2**31 - 1
@@ -72,10 +72,17 @@ def _quantize_bias(gm: GraphModule, product: Node) -> None:
     product.kwargs = {k: v for k, v in product.kwargs.items() if k != "bias"}
 
 
+def _room(gm: GraphModule, product: Node) -> float:
+    """How large an integer bias may be for no sum of the product to leave int32, in which runtimes accumulate."""
+    integers = tensor_at(gm, str(weight_of(product).args[0].target))
+    sums = integers.movedim(channel_axis(product), 0).flatten(1).double().abs().sum(1)
+    return max(float(LARGEST - sums.max() * largest_input(gm, product)), 1.0) if sums.numel() else float(LARGEST)
+
+
 def _weight_scale_that_fits(gm: GraphModule, product: Node, bias: Tensor, input_scale: Tensor) -> Tensor:
     weight = weight_of(product)
     integers, scale = (tensor_at(gm, str(n.target)) for n in weight.args[:2])
-    least = bias.double().abs() / (input_scale.double() * LARGEST) * (1 + 2.0**-20)
+    least = bias.double().abs() / (input_scale.double() * _room(gm, product)) * (1 + 2.0**-20)
     least = least.view(-1, len(scale)).amax(0) if scale.ndim else least.amax()
     if not bool((scale < least).any()):
         return scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch.fx import GraphModule, Node
 
 from fxcompress.capture import require_equal
@@ -39,7 +40,7 @@ class RemoveDisabled:
     def rewrite(self, gm: GraphModule) -> bool:
         """Bypass the nodes, then drop dead code."""
         idle = [n for n in gm.graph.nodes if _is_disabled(gm, n) or is_dropout(gm, n)]
-        checks = [n for n in gm.graph.nodes if n.target is require_equal]
+        checks = [n for n in gm.graph.nodes if n.target in (require_equal, torch._C._set_grad_enabled)]
         for node in idle:
             bypass(gm, node)
         for node in checks:

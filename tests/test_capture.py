@@ -163,3 +163,98 @@ def test_a_reserved_name_is_refused() -> None:
     model.schedule = nn.Linear(1, 1)
     with pytest.raises(CaptureError, match="attribute 'schedule'"):
         fxc.compress(model, "Q8(w)", torch.randn(2, 3, 8, 8), total_steps=10)
+
+
+class Frozen(nn.Module):
+    """A backbone under no_grad, a method kept as an attribute, modules in a plain list, a constant made in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.act = self._act
+        self.both = [self.body, self.head]
+        self.mean = torch.arange(6.0)
+
+    def _act(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.both[0](x - self.mean) * torch.tensor([2.0])
+        return self.both[1](self.act(y))
+
+
+def test_gradient_modes_methods_lists_and_constants_are_kept() -> None:
+    model = Frozen()
+    x = torch.randn(4, 6)
+    net = fxc.compress(copy.deepcopy(model), "Q8(w,f)", x, total_steps=10)
+    for mode in (True, False, True):
+        assert_same(model.train(mode), net.train(mode), x)
+    assert net.body.weight.grad is None
+    assert [k for k in net.state_dict() if not k.startswith(("_extra", "compression"))] == list(model.state_dict())
+
+
+class Draws(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rand(1)
+
+
+class Autocast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu"):
+            return x @ x
+
+
+def with_hook() -> nn.Module:
+    model = Residual()
+    model.register_forward_hook(lambda *_: None)
+    return model
+
+
+def with_child(name: str) -> nn.Module:
+    model = Residual()
+    model.add_module(name, nn.Identity())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Draws(), "draws random numbers"),
+        (Autocast(), "enters torch.autocast"),
+        (with_hook(), "hooks on itself"),
+        (with_child("spec"), "attribute 'spec', which a compressed net uses"),
+        (with_child("views"), "attribute 'views'"),
+        (Residual().double(), r"torch\.float64, and scales are float32; call model\.float\(\)"),
+    ],
+)
+def test_what_would_be_lost_is_refused(model: nn.Module, message: str) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(CaptureError, match=message):
+        fxc.compress(model, "Q8(w)", torch.ones(2, 3, 8, 8), total_steps=10)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Query(nn.Module):
+    """An input with the name of a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(6, 4)
+
+    def forward(self, query: Tensor) -> Tensor:
+        return self.query(query)
+
+
+def test_an_input_named_like_a_module_has_a_quantizer_of_its_own() -> None:
+    net = fxc.compress(Query(), "Q8(f)", torch.randn(2, 6), total_steps=10)
+    used = [str(n.target) for n in net.graph.nodes if n.op == "call_module"]
+    assert len(set(used)) == 2
+
+
+def test_a_dry_run_that_fails_leaves_the_model_as_it_was() -> None:
+    model = torchvision.models.googlenet(weights=None, init_weights=True)
+    before = copy.deepcopy(model.state_dict())
+    net = fxc.compress(model, "Q8(f)@0", torch.randn(1, 3, 64, 64), total_steps=1)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert net.training == model.training

@@ -13,7 +13,7 @@ from models import Branches, Residual, train
 from torch import nn
 
 import fxcompress as fxc
-from fxcompress.errors import CaptureError, ExportError, VerifyError
+from fxcompress.errors import CaptureError, ExportError, ScheduleError, SpecError, VerifyError
 from fxcompress.grid import quantize
 from fxcompress.pruner import Pruner
 from fxcompress.runtime import session
@@ -235,3 +235,85 @@ def test_a_bias_beyond_int32_is_noted(tmp_path: Path) -> None:
     found = fxc.export_onnx(net, tmp_path / "net.onnx")
     assert any("'side': the bias of 8 channels leaves int32" in note for note in found.notes)
     assert found.ok
+
+
+def test_a_raised_bias_leaves_room_for_the_sums(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-5)
+        model[0].bias.fill_(1.0)
+    net = fxc.compress(model, "Q8(w,f)@1", torch.randn(SHAPE), total_steps=2)
+    net(torch.randn(SHAPE))
+    net.schedule.step()
+    net.schedule.step()
+    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+
+
+class Twice(nn.Module):
+    """One subexpression written twice, and one convolution called twice on one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.a, self.b = nn.Linear(256, 3), nn.Linear(256, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, z = torch.relu(self.conv(x)), torch.relu(self.conv(x))
+        return self.a(y.flatten(1)) + self.b(y.flatten(1)) + self.a(z.flatten(1))
+
+
+def test_equal_subexpressions_export(tmp_path: Path) -> None:
+    found = fxc.export_onnx(trained("P0.5(w,f) -> Q8(w,f)", Twice()), tmp_path / "net.onnx")
+    assert found.ok
+    assert found.float_operators == ()
+
+
+class OneWeight(nn.Module):
+    """One weight whose channels two products count along different axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, 3, 3) * 0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv_transpose2d(torch.relu(nn.functional.conv2d(x, self.weight)), self.weight)
+
+
+def test_one_weight_with_two_channel_axes_is_left_alone_with_the_reason(tmp_path: Path) -> None:
+    net = trained("P0.5(w) -> Q8(f)", OneWeight())
+    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+    with pytest.raises(SpecError, match="selects no weight"):
+        fxc.compress(OneWeight(), "Q8(w)", torch.randn(SHAPE), total_steps=10)
+
+
+def test_a_tensor_of_zeros_keeps_the_bias_behind_it_fine(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+        model[2].bias[:] = torch.tensor([0.001, 0.002, -0.003, 0.0015])
+    net = fxc.compress(model, "Q8(w,f)@1", torch.randn(4, 6), total_steps=2)
+    net(torch.randn(4, 6))
+    net.schedule.step()
+    net.schedule.step()
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert found.ok
+    assert found.outputs[0].trained <= 1
+
+
+@pytest.mark.parametrize("spec", ["P0.5(w)", "Q8(w)"])
+def test_a_file_of_other_weights_is_noticed_without_quantized_tensors(spec: str, tmp_path: Path) -> None:
+    net, other = trained(spec), trained(spec)
+    with torch.no_grad():
+        other.fc.weight.add_(0.3)
+    assert fxc.export_onnx(other, tmp_path / "net.onnx").ok
+    assert not fxc.verify(net, tmp_path / "net.onnx").ok
+
+
+def test_a_folder_that_takes_no_file_is_refused() -> None:
+    with pytest.raises(ExportError, match="cannot write"):
+        fxc.export_onnx(trained("Q8(w)"), "/proc/net.onnx")
+
+
+def test_an_optimizer_that_is_none_is_refused() -> None:
+    with pytest.raises(ScheduleError, match=r"optimizer is 'adam'; pass a torch\.optim\.Optimizer"):
+        fxc.compress(Residual(), "Q8(w)", torch.randn(SHAPE), total_steps=10, optimizer="adam")  # type: ignore[arg-type]

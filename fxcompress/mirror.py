@@ -1,0 +1,38 @@
+"""A model's modules again, without its tensors: what capture may touch while the model itself stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+
+def mirror(model: nn.Module) -> nn.Module:
+    """A tree of shallow copies of `model`'s modules that shares its parameters and buffers."""
+    copies: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        twin = type(module).__new__(type(module))
+        twin.__dict__.update(module.__dict__)
+        for slot in ("_parameters", "_buffers", "_modules"):
+            twin.__dict__[slot] = dict(module.__dict__[slot])
+        twin.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+        copies[module] = twin
+    for twin in copies.values():
+        twin._modules.update({k: m and copies[m] for k, m in twin._modules.items()})
+        twin.__dict__.update({k: _remap(v, copies) for k, v in twin.__dict__.items() if not k.startswith("_")})
+    return copies[model]
+
+
+def _remap(value: Any, copies: Mapping[nn.Module, nn.Module]) -> Any:
+    """`value` with the copies in place of modules that it holds in plain containers or is a method of."""
+    if isinstance(value, nn.Module):
+        return copies.get(value, value)
+    if isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+        return MethodType(value.__func__, copies.get(value.__self__, value.__self__))
+    if type(value) in (list, tuple):
+        return type(value)(_remap(v, copies) for v in value)
+    if type(value) is dict:
+        return {k: _remap(v, copies) for k, v in value.items()}
+    return value

@@ -1,0 +1,83 @@
+"""Merge duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import GraphModule, Node
+
+from fxcompress.errors import PassError
+from fxcompress.graph import tensor_at, writes_in_place
+
+
+@dataclass(frozen=True)
+class MergeDuplicates:
+    """Compute once what is computed twice from the same inputs, as PyTorch's exporter does, but where passes see it.
+
+    Constants of equal value count as one.
+
+    Before:  %flatten = flatten(%x_quantizer, 1)
+             %flatten_1 = flatten(%x_quantizer, 1)
+             %mul = mul(%flatten, %flatten_1)
+    After:   %flatten = flatten(%x_quantizer, 1)
+             %mul = mul(%flatten, %flatten)
+
+    Requires: evaluation mode.
+    Ensures:  no two nodes call the same thing on the same inputs.
+    Leaves alone: operators that write in place, and what reads a tensor that is written to.
+    """
+
+    name: ClassVar[str] = "merge-duplicates"
+
+    def requires(self, gm: GraphModule) -> None:
+        """Raise PassError in training mode, where two calls of one dropout differ."""
+        if gm.training:
+            raise PassError("the net is in training mode; merge in a copy in evaluation mode")
+
+    def rewrite(self, gm: GraphModule) -> bool:
+        """Hand the users of each later duplicate to the first."""
+        first: dict[Any, Node] = {}
+        merged = False
+        for node in list(gm.graph.nodes):
+            key = _key(gm, node)
+            if key is None or first.setdefault(key, node) is node:
+                continue
+            node.replace_all_uses_with(first[key])
+            gm.graph.erase_node(node)
+            merged = True
+        return merged
+
+    def ensures(self, gm: GraphModule) -> None:
+        """Raise PassError if a duplicate is left."""
+        keys = [key for node in gm.graph.nodes if (key := _key(gm, node)) is not None]
+        if len(set(keys)) != len(keys):
+            raise PassError("two nodes still compute the same")
+
+
+def _key(gm: GraphModule, node: Node) -> Any:
+    """What `node` computes, as something to compare; None where a duplicate may differ."""
+    if node.op not in ("get_attr", "call_function", "call_method", "call_module") or node.is_impure():
+        return None
+    if writes_in_place(gm, node) or any(_is_written(gm, n) for n in (node, *node.all_input_nodes)):
+        return None
+    if node.op == "get_attr":
+        return _content(gm, node)
+    if "rand" in str(node.target) or "dropout" in str(node.target):
+        return None
+    return (node.op, node.target, repr(node.args), repr(node.kwargs))
+
+
+def _content(gm: GraphModule, node: Node) -> Any:
+    # Constants are equal by value: the exporter stores them once, whatever their names are.
+    value: Any = tensor_at(gm, str(node.target))
+    if not isinstance(value, torch.Tensor):
+        return (node.op, node.target)
+    data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return (node.op, value.dtype, value.shape, hashlib.sha256(data.numpy().tobytes()).digest())
+
+
+def _is_written(gm: GraphModule, node: Node) -> bool:
+    return any(writes_in_place(gm, user) and node in user.all_input_nodes for user in node.users)
