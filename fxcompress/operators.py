@@ -25,6 +25,7 @@ RELU6S: frozenset[Any] = frozenset({F.relu6, nn.ReLU6})
 ADDS: frozenset[Any] = frozenset({torch.add, operator.add})
 MULS: frozenset[Any] = frozenset({torch.mul, operator.mul})
 AVERAGE_POOLS: frozenset[Any] = frozenset({F.avg_pool2d, F.adaptive_avg_pool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d})
+SOFTMAXES: frozenset[Any] = frozenset({F.softmax, torch.softmax, "softmax", nn.Softmax})
 CATS: frozenset[Any] = frozenset({torch.cat})
 DROPOUTS: frozenset[Any] = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}

