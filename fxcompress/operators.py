@@ -30,16 +30,19 @@ CATS: frozenset[Any] = frozenset({torch.cat})
 DROPOUTS: frozenset[Any] = frozenset(
     {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d}
 )
+VIEWS: frozenset[Any] = frozenset({
+    torch.flatten, nn.Flatten, nn.Unflatten, torch.reshape, "view", "contiguous", torch.permute, torch.transpose,
+    torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, torch.unbind, operator.getitem, nn.Identity,
+})  # fmt: skip
+"""Operators whose output may share its input's memory."""
+
 STOCHASTIC_DEPTHS = frozenset({"stochastic_depth", "StochasticDepth", "drop_path", "DropPath"})
 """Functions and modules of torchvision and timm, by name: neither is a dependency."""
 
-VALUE_PRESERVING: frozenset[Any] = CATS | {
+VALUE_PRESERVING: frozenset[Any] = CATS | VIEWS | {
     F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
     F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d,
-    torch.flatten, nn.Flatten, nn.Unflatten, torch.reshape, "view", "contiguous",
-    torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
-    torch.chunk, torch.split, torch.unbind, operator.getitem,
-    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle, nn.Identity,
+    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle,
 }  # fmt: skip
 """Operators whose outputs are some of their inputs' values (in evaluation): what is on a grid stays on it."""
 

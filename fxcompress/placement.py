@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxcompress.graph import tensor_at, writes_in_place
-from fxcompress.operators import is_value_preserving
+from fxcompress.operators import VIEWS, called, is_value_preserving
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
 
@@ -26,7 +26,7 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
         if not isinstance(node, Node) or node in seen:
             continue
         seen.add(node)
-        if any(user.args[:1] == (node,) and writes_in_place(gm, user) for user in node.users):
+        if is_written(gm, node):
             return None
         if node.target is QUANTIZE_DEQUANTIZE:
             found = found or node
@@ -44,6 +44,14 @@ def largest_input(gm: GraphModule, product: Node) -> int:
     grid: Any = grid_of(gm, product.args[0])
     zero = int(tensor_at(gm, str(grid.args[2].target)))
     return max(abs(int(grid.args[3]) - zero), abs(int(grid.args[4]) - zero))
+
+
+def is_written(gm: GraphModule, node: Node) -> bool:
+    """Whether somebody writes in place to the tensor that `node` yields, itself or through a view of it."""
+    return any(
+        (writes_in_place(gm, user) and user.args[:1] == (node,)) or (called(gm, user) in VIEWS and is_written(gm, user))
+        for user in node.users
+    )
 
 
 def keeps_grid(gm: GraphModule, node: Node) -> bool:

@@ -83,21 +83,26 @@ def scales(values: Tensor, counts: Tensor | None, grid: Grid, how: tuple[str, st
     if not values.shape[1]:
         values = values.new_zeros(values.shape[0], 1)
     low, high = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
-    if kind == "power-of-two":
-        exponents = torch.arange(POWERS, device=values.device)
-        candidates = (2.0**-exponents)[:, None].expand(-1, len(low))
-        if search == "min-max":
-            covering = candidates * _levels(grid) >= _width(low, high, grid) * (1 - 1e-6)
-            scale = torch.where(covering, candidates, torch.inf).amin(0)
-            scale = torch.where(scale.isinf(), 1.0, scale)
-            return scale, _zero_point(low, scale, grid)
-    elif search == "min-max":
-        scale = _positive(_width(low, high, grid) / _levels(grid), grid)
+    width = _width(low, high, grid)
+    if search == "min-max":
+        scale = _covering_power(width, grid) if kind == "power-of-two" else width / _levels(grid)
+        scale = _positive(scale, width, grid)
         return scale, _zero_point(low, scale, grid)
+    if kind == "power-of-two":
+        candidates = (2.0 ** -torch.arange(POWERS, device=values.device))[:, None].expand(-1, len(low))
     else:
         shrinks = 1 - torch.arange(SHRINKS, device=values.device) / (SHRINKS * 1.05)
-        candidates = shrinks[:, None] * _positive(_width(low, high, grid) / _levels(grid), grid)
-    return _least_squares(values, counts, candidates, grid)
+        candidates = shrinks[:, None] * _positive(width / _levels(grid), width, grid)
+    scale, zero_point = _least_squares(values, counts, candidates, grid)
+    revived = _positive(scale, width, grid)
+    return revived, torch.where(revived == scale, zero_point, _zero_point(low, revived, grid))
+
+
+def _covering_power(width: Tensor, grid: Grid) -> Tensor:
+    """The least of the paper's powers of two that covers the range; 1 where none does."""
+    powers = (2.0 ** -torch.arange(POWERS, device=width.device))[:, None].expand(-1, len(width))
+    scale = torch.where(powers * _levels(grid) >= width * (1 - 1e-6), powers, torch.inf).amin(0)
+    return torch.where(scale.isinf(), 1.0, scale)
 
 
 def _least_squares(values: Tensor, counts: Tensor | None, candidates: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -133,15 +138,15 @@ def _zero_point(low: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     return (grid.qmin - torch.round(low / scale)).clamp(grid.qmin, grid.qmax).to(torch.int32)
 
 
-def _positive(scale: Tensor, grid: Grid) -> Tensor:
-    """Finite, positive scales: a channel of zeros takes the largest scale of its tensor, a tensor of zeros one that
-    reaches to 1.
+def _positive(scale: Tensor, width: Tensor, grid: Grid) -> Tensor:
+    """Finite, positive scales: a channel of zeros takes the largest scale of its tensor, a tensor of zeros a power of
+    two that reaches to about 1.
 
     Any positive scale is exact for zeros. A large one would make the grid of the int32 bias coarse, a tiny one would
     make the bias overflow and saturate whatever is not zero later.
     """
     scale = torch.nan_to_num(scale, 0.0, torch.finfo(torch.float32).max / 65536, 0.0)
-    usable = scale >= torch.finfo(torch.float32).tiny
+    usable = (scale >= torch.finfo(torch.float32).tiny) & (width > 0)
     fallback = torch.where(usable, scale, 0.0).amax()
-    fallback = torch.where(fallback > 0, fallback, torch.full_like(fallback, 1 / _levels(grid)))
+    fallback = torch.where(fallback > 0, fallback, torch.full_like(fallback, 1 / (_levels(grid) + 1)))
     return torch.where(usable, scale, fallback)

@@ -11,6 +11,23 @@ from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
 from fxcompress.graph import tensor_at, writes_in_place
+from fxcompress.operators import (
+    ADDS,
+    AVERAGE_POOLS,
+    BATCH_NORMS,
+    MULS,
+    PRODUCTS,
+    RELU6S,
+    RELUS,
+    VALUE_PRESERVING,
+    called,
+)
+from fxcompress.placement import is_written
+from fxcompress.qdq import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
+
+QDQ = {DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE}
+REPEATABLE = PRODUCTS | ADDS | MULS | AVERAGE_POOLS | RELUS | RELU6S | VALUE_PRESERVING | set(BATCH_NORMS) | QDQ
+"""Operators known to yield the same for the same inputs in evaluation."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +76,18 @@ class MergeDuplicates:
 
 def _key(gm: GraphModule, node: Node) -> Any:
     """What `node` computes, as something to compare; None where a duplicate may differ."""
-    if node.op not in ("get_attr", "call_function", "call_method", "call_module") or node.is_impure():
-        return None
-    if writes_in_place(gm, node) or any(_is_written(gm, n) for n in (node, *node.all_input_nodes)):
-        return None
     if node.op == "get_attr":
         return _content(gm, node)
-    if "rand" in str(node.target) or "dropout" in str(node.target):
+    if not _is_repeatable(gm, node) or writes_in_place(gm, node):
+        return None
+    if any(is_written(gm, n) for n in (node, *node.all_input_nodes)):
         return None
     return (node.op, node.target, repr(node.args), repr(node.kwargs))
+
+
+def _is_repeatable(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` is known to yield the same for the same inputs: it draws nothing and keeps no state."""
+    return called(gm, node) in REPEATABLE and node.op in ("call_function", "call_method", "call_module")
 
 
 def _content(gm: GraphModule, node: Node) -> Any:
@@ -77,7 +97,3 @@ def _content(gm: GraphModule, node: Node) -> Any:
         return (node.op, node.target)
     data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
     return (node.op, value.dtype, value.shape, hashlib.sha256(data.numpy().tobytes()).digest())
-
-
-def _is_written(gm: GraphModule, node: Node) -> bool:
-    return any(writes_in_place(gm, user) and node in user.all_input_nodes for user in node.users)
