@@ -115,7 +115,8 @@ class _Clock:
         time: int | str | None = getattr(self.spec.rules[index], field, None)
         if isinstance(time, str):
             total = self.need_total(index, f"gives its {field} as {time} of training")
-            return round(Fraction(time.removesuffix("%")) * total / 100)
+            share = Fraction(time.removesuffix("%")) / 100
+            return max(1, round(share * total)) if share else 0  # only who asks for step 0 gets it
         if time is not None and self.total is not None and time > self.total:
             raise SpecError(
                 f"{self.name(index)}: '{field}' is step {time}, past total_steps={self.total}; "

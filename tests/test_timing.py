@@ -94,7 +94,8 @@ def test_explicit_times(spec: str, expected: list[tuple[int, ...]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("percent", "total_steps", "step"), [("50%", 5, 2), ("50%", 7, 4), ("37.5%", 1000, 375), ("0.7%", 1000, 7)]
+    ("percent", "total_steps", "step"),
+    [("50%", 5, 2), ("50%", 7, 4), ("37.5%", 1000, 375), ("0.7%", 1000, 7), ("1%", 10, 1), ("0%", 10, 0)],
 )
 def test_percentages_round_half_to_even(percent: str, total_steps: int, step: int) -> None:
     assert steps(f"Q8(w)@{percent}", total_steps) == [(step,)]
