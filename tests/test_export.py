@@ -15,7 +15,7 @@ from torch import nn
 import fxcompress as fxc
 from fxcompress.errors import CaptureError, ExportError, ScheduleError, SpecError, VerifyError
 from fxcompress.grid import quantize
-from fxcompress.pruner import Pruner
+from fxcompress.pruner import Pruner, zeros_in
 from fxcompress.runtime import session
 
 SHAPE = (4, 3, 8, 8)
@@ -62,17 +62,17 @@ def test_the_report_says_what_masks_cost(exported: Any) -> None:
 def test_integers_are_the_trained_ones_and_masked_weights_are_zero(exported: Any) -> None:
     net, path, _ = exported
     file = stored(path)
-    signs = torch.sign(net.bn.weight.detach())
-    for name, norm in (("stem", net.bn), ("side", None), ("fc", None)):
+    for name, norm in (("stem", net.bn), ("depthwise", net.bn2), ("point", net.bn3), ("side", None), ("fc", None)):
         weight = net.get_parameter(f"{name}.weight").detach()
         pruner, quantizer = (net.get_submodule(f"compression.{name}.weight_{k}") for k in ("pruner", "quantizer"))
         shape = (-1,) + (1,) * (weight.ndim - 1)
         integers = quantize(weight * pruner.mask, quantizer.scale.view(shape), torch.tensor(0), quantizer.grid)
-        integers = integers * signs.view(shape) if norm is not None else integers
-        saved = file[f"{name}.folded_integers" if norm is not None else f"{name}.weight_integers"]
+        integers = integers if norm is None else integers * torch.sign(norm.weight.detach()).view(shape)
+        saved = file[f"{name}.weight_integers" if norm is None else f"{name}.folded_integers"]
         assert saved.dtype == np.int8
         assert np.array_equal(saved, integers.numpy())
         assert not saved[~pruner.mask.numpy()].any()
+        assert int((~pruner.mask).sum()) == zeros_in(0.5, weight.numel())
 
 
 def test_scales_keep_their_bits_and_fold_exactly(exported: Any) -> None:
