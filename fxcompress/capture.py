@@ -2,8 +2,7 @@
 
 Weight-owning modules are opened, all other `torch.nn` modules stay calls. `self.training` is a value of the graph;
 where Python branches on it, the model is captured once per mode (`Captured.guards` names the flags,
-`Captured.variants` the
-graphs).
+`Captured.variants` the graphs).
 """
 
 from __future__ import annotations
@@ -25,10 +24,11 @@ from torch.fx.proxy import TraceError
 from fxcompress.errors import CaptureError, InputError
 from fxcompress.mirror import mirror
 
-OPENED = (
+WEIGHT_OWNING = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-    nn.Embedding, nn.Sequential, nn.ModuleList, nn.ModuleDict,
+    nn.Embedding,
 )  # fmt: skip
+OPENED = (*WEIGHT_OWNING, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 """`torch.nn` modules whose forward is captured; the others stay calls."""
 
 
@@ -169,7 +169,7 @@ class _Tracer(Tracer):
     def _site(self, kind: str, target: Any) -> str:
         owner, cls = next(reversed(self.module_stack.values()), ("", None))
         operation = target if isinstance(target, str) else getattr(target, "__name__", "call").strip("_")
-        is_modules_own = kind == "call_module" or (isinstance(cls, type) and issubclass(cls, OPENED[:8]))
+        is_modules_own = kind == "call_module" or (isinstance(cls, type) and issubclass(cls, WEIGHT_OWNING))
         site = owner if is_modules_own else f"{owner}.{operation}".removeprefix(".")
         self.counts[site] = self.counts.get(site, -1) + 1
         return f"{site}_{self.counts[site]}" if self.counts[site] else site
@@ -258,7 +258,7 @@ def _keep_constants(root: nn.Module) -> None:
 
 
 def refuse_unsuitable(model: Any) -> None:
-    """Raise CaptureError if `model` is nothing to capture: no module, scripted, compressed, or with reserved names."""
+    """Raise CaptureError if `model` is nothing to capture: no module, scripted, compressed, or with hooks on itself."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got {_brief(model)}; pass the model itself")
     if isinstance(model, torch.jit.ScriptModule):

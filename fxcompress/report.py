@@ -151,7 +151,7 @@ def _render(report: Report) -> str:
     for column in ("name", "kind", "bits", "zeros", "bytes", "MACs", "BOPs", "rewritten", "reason"):
         table.add_column(column, justify="right" if column in ("bits", "zeros", "bytes", "MACs", "BOPs") else "left")
     for r in report.rows:
-        table.add_row(r.name, r.kind, str(r.bits), f"{100 * r.sparsity:.1f} %", f"{r.bytes:,.0f}", f"{r.macs:,}" if
-        r.macs else "",
-                      f"{r.bops:,.0f}" if r.bops else "", "yes" if r.rewritten else "no", r.reason)  # fmt: skip
+        work = (f"{r.macs:,}", f"{r.bops:,.0f}") if r.macs else ("", "")
+        size = (str(r.bits), f"{100 * r.sparsity:.1f} %", f"{r.bytes:,.0f}")
+        table.add_row(r.name, r.kind, *size, *work, "yes" if r.rewritten else "no", r.reason)
     return text_of(table, report.summary())

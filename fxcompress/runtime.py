@@ -46,7 +46,7 @@ def float_operators(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
     left = [
         f"{n.op_type} {n.name}"
         for n in optimized.graph.node
-        if n.op_type in HAS_INTEGER_KERNEL and (n.op_type != "Add" or n.name.partition("_token_")[0] in float_adds)
+        if n.op_type in HAS_INTEGER_KERNEL and (n.op_type != "Add" or _own_name(n.name) in float_adds)
     ]
     integer = Counter(
         n.op_type for n in optimized.graph.node if n.op_type.startswith("QLinear") or n.op_type == "QGemm"
@@ -60,10 +60,12 @@ def mask_cost(path: Path, model: onnx.ModelProto, feed: Mapping[str, np.ndarray]
     masks = [i for i in model.graph.initializer if i.name.endswith("_pruner_constants.mask")]
     if not masks:
         return 0, 0.0
+    dequantized = _outputs_of(model, "DequantizeLinear", {i.name for i in masks})
+    multiplying = {n.name for n in model.graph.node if n.op_type == "Mul" and dequantized & set(n.input)}
     spent, total = 0.0, 0.0
     for name, seconds in _profile(path, feed):
         total += seconds
-        spent += seconds if name.split("_")[0] in ("QLinearMul", "Mul") else 0.0
+        spent += seconds if name in multiplying else 0.0
     return sum(int(np.prod(m.dims)) for m in masks), spent / total if total else 0.0
 
 
@@ -82,7 +84,7 @@ def latencies(paths: Sequence[Path], feed: Mapping[str, np.ndarray], runs: int, 
 
 
 def _profile(path: Path, feed: Mapping[str, np.ndarray]) -> list[tuple[str, float]]:
-    """Operator type and time of every kernel call over a few runs."""
+    """Name in the file and time of every kernel call over a few runs."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
@@ -93,7 +95,16 @@ def _profile(path: Path, feed: Mapping[str, np.ndarray]) -> list[tuple[str, floa
             profiled.run(None, dict(feed))
         events = json.loads(Path(profiled.end_profiling()).read_text())
     kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    return [(e["args"]["op_name"], float(e["dur"])) for e in kernels]
+    return [(_own_name(e["name"].removesuffix("_kernel_time")), float(e["dur"])) for e in kernels]
+
+
+def _own_name(name: str) -> str:
+    # The optimizer adds such an ending to the names of nodes it replaces.
+    return name.partition("_token_")[0]
+
+
+def _outputs_of(model: onnx.ModelProto, op_type: str, inputs: set[str]) -> set[str]:
+    return {n.output[0] for n in model.graph.node if n.op_type == op_type and n.input[0] in inputs}
 
 
 def _float_adds(model: onnx.ModelProto) -> set[str]:

@@ -114,28 +114,30 @@ class Schedule:
         unseen = [e for e in due if e.kind == "activation" and not self.net.get_submodule(e.path).has_observed]
         if unseen:
             self._calibrate_on_examples(unseen)
+        weights = self._weight_nodes() if any(e.kind == "weight" for e in due) else {}
         for event in due:
-            self._apply(event)
+            self._apply(event, weights)
         for event in self._windows.get(self.steps, ()):
             module = self.net.get_submodule(event.path)
             _reset(module)
             module.observing = True  # type: ignore[assignment]
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: Event, weights: Mapping[str, Any]) -> None:
         module = self.net.get_submodule(event.path)
-        weight = self._weight(event.path) if event.kind == "weight" else None
+        weight = _evaluate(self.net, weights[event.path]) if event.kind == "weight" else None
         if isinstance(module, Pruner):
             module.prune(event.value, weight)
         elif isinstance(module, Quantizer):
             module.calibrate(weight)
         module.observing = False  # type: ignore[assignment]
 
-    def _weight(self, path: str) -> Tensor:
-        node = next(n for g in self.net.graphs for n in g.nodes if n.op == "call_module" and n.target == path)
-        return _evaluate(self.net, node.args[0])
+    def _weight_nodes(self) -> dict[str, Any]:
+        """What each pruner and quantizer is called on."""
+        calls = (n for g in self.net.graphs for n in g.nodes if n.op == "call_module")
+        return {str(n.target): n.args[0] for n in calls if str(n.target).startswith(f"{COMPRESSION}.")}
 
     def _calibrate_on_examples(self, events: Iterable[Event]) -> None:
-        modules: list[Any] = [self.net.get_submodule(e.path) for e in events]
+        modules = {self.net.get_submodule(e.path) for e in events}
         observing = {m: m.observing for _, m in _compressors(self.net)}
         for module in observing:
             module.observing = module in modules

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
 from fxcompress.graph import module_of
@@ -30,7 +30,7 @@ class ShareScales:
              %cat = cat([%a_quantizer, %b_quantizer], 1)
 
     Ensures:  the quantized inputs of every concatenation have one quantizer.
-    Leaves alone: concatenations with an input that has no quantizer.
+    Leaves alone: concatenations with an input that has no quantizer, or one of a fixed scale.
     """
 
     name: ClassVar[str] = "share-scales"
@@ -76,6 +76,11 @@ def find_leaders(graphs: Iterable[GraphModule]) -> dict[str, str]:
     return {path: root(path) for path in parent}
 
 
+def _may_share(gm: GraphModule, end: Node) -> bool:
+    quantizer = module_of(gm, end)
+    return isinstance(quantizer, Quantizer) and quantizer.fixed_scale is None
+
+
 def _bits(gm: GraphModule, path: str) -> int:
     quantizer = gm.get_submodule(path)
     assert isinstance(quantizer, Quantizer)
@@ -88,6 +93,6 @@ def _groups(gm: GraphModule) -> list[list[str]]:
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     for cat in (n for n in gm.graph.nodes if called(gm, n) in CATS):
         ends = sorted((tail(gm, s) for s in sources(gm, cat)), key=order.__getitem__)
-        if all(isinstance(module_of(gm, end), Quantizer) for end in ends):
+        if all(_may_share(gm, end) for end in ends):
             groups.append(list(dict.fromkeys(str(end.target) for end in ends)))
     return groups

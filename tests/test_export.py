@@ -16,7 +16,7 @@ import fxcompress as fxc
 from fxcompress.errors import CaptureError, ExportError, ScheduleError, SpecError, VerifyError
 from fxcompress.grid import quantize
 from fxcompress.pruner import Pruner, zeros_in
-from fxcompress.runtime import session
+from fxcompress.runtime import mask_cost, session
 
 SHAPE = (4, 3, 8, 8)
 
@@ -326,3 +326,41 @@ def test_a_softmax_between_convolutions_agrees(tmp_path: Path) -> None:
     found = fxc.export_onnx(trained("Q8(w,f)", model), tmp_path / "net.onnx")
     assert found.ok
     assert found.integer_operators["QLinearSoftmax"] == 1
+
+
+class Gated(nn.Module):
+    """Multiplies two activations, as squeeze-and-excitation does, beside what masks multiply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.conv(x)) * torch.relu(self.gate(x)))
+
+
+def test_the_time_of_masks_is_of_masks_alone(tmp_path: Path) -> None:
+    found = fxc.export_onnx(trained("P0.5(f) -> Q8(w,f)", Gated()), tmp_path / "net.onnx")
+    assert found.integer_operators["QLinearMul"] == 3
+    assert 0 < found.mask_time_share < 1
+    model = onnx.load(tmp_path / "net.onnx")
+    shared = mask_cost(tmp_path / "net.onnx", model, {"x": np.zeros(SHAPE, np.float32)})[1]
+    for node in model.graph.node:  # with no mask's multiplication to be found by name, no time is theirs
+        node.name = f"{node.name}_renamed"
+    assert mask_cost(tmp_path / "net.onnx", model, {"x": np.zeros(SHAPE, np.float32)})[1] == 0 < shared
+
+
+class SoftmaxCat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.cat([torch.softmax(self.a(x), 1), 5 * self.b(x)], 1))
+
+
+def test_a_fixed_scale_is_not_shared(tmp_path: Path) -> None:
+    net = trained("Q8(w,f)", SoftmaxCat())
+    fixed = [n for n, m in net.named_modules() if getattr(m, "fixed_scale", None) is not None]
+    assert [sum(str(n.target) == path for n in net.graph.nodes) for path in fixed] == [1]
+    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
