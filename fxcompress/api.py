@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from torch.fx import GraphModule
 
 from fxcompress.assign import Assignment, assign
-from fxcompress.capture import bind, capture, refuse_unsuitable
+from fxcompress.calls import bind
+from fxcompress.capture import capture, refuse_unsuitable
 from fxcompress.errors import CaptureError, ScheduleError
 from fxcompress.graph import COMPRESSION, has_module, modules_of_type
 from fxcompress.module import CompressedModule
@@ -26,7 +28,6 @@ from fxcompress.passes.share_scales import find_leaders
 from fxcompress.pipeline import Hook, Pass, run
 from fxcompress.quantizer import Quantizer
 from fxcompress.schedule import Schedule
-from fxcompress.shapes import propagate_shapes
 from fxcompress.sites import Site, all_sites, find_sites
 from fxcompress.spec import Prune, Quantize, Spec
 from fxcompress.targets import check_target
@@ -66,7 +67,7 @@ def compress(  # noqa: PLR0913 - the public surface
     net = captured_net(model, inputs)
     sites = all_sites(net.views())
     assignment = assign(spec, list(sites.values()))
-    insert_compression(net, assignment)
+    net.rewrite_more = _RewriteMore(assignment, insert_compression(net, assignment))
     net.spec = spec
     events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
     events.sort(key=lambda event: event.step)
@@ -90,19 +91,34 @@ def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None
     """The model as a canonical net with shapes noted and nothing inserted."""
     net = CompressedModule(capture(model, inputs), type(model).__name__)
     for gm in net.each_variant():
-        propagate_shapes(gm, inputs)
         run(gm, [Canonicalize()], after)
     return net
 
 
-def insert_compression(net: CompressedModule, assignment: Assignment, after: Hook | None = None) -> None:
-    """Run the passes that insert pruners and quantizers on all graphs of `net`; then concatenations share scales."""
+def insert_compression(net: CompressedModule, assignment: Assignment, after: Hook | None = None) -> Mapping[str, str]:
+    """Run the passes that insert pruners and quantizers on all graphs of `net`; then concatenations share scales.
+
+    Returns which quantizer serves which.
+    """
     for gm in net.each_variant():
         run(gm, compression_passes(gm, assignment), after)
     leaders = find_leaders(net.views())
     for gm in net.each_variant():
         run(gm, [ShareScales(leaders)], after)
     _drop_uncalled(net)
+    return leaders
+
+
+@dataclass(frozen=True)
+class _RewriteMore:
+    """Rewrites a graph that is captured later, with the pruners and quantizers that are there."""
+
+    assignment: Assignment
+    leaders: Mapping[str, str]
+
+    def __call__(self, net: CompressedModule, gm: GraphModule) -> None:
+        run(gm, [Canonicalize(), *compression_passes(gm, self.assignment), ShareScales(self.leaders)])
+        _drop_uncalled(net)
 
 
 def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:

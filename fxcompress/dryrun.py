@@ -19,9 +19,10 @@ def observe_only(net: CompressedModule, inputs: Mapping[str, Any]) -> None:
 
     The model's buffers, the random state and all modes are left as they were.
     """
-    for flags in net.variants:
+    branches = net.islands or any(v.flags for v in net.variants)
+    for training in (net.training, not net.training) if branches else (False,):
         with _untouched(net):
-            net.train(any(flags))
+            net.train(training)
             for norm in [m for m in net.modules() if isinstance(m, BATCH_NORMS)]:
                 norm.eval()
             net.get_submodule(COMPRESSION).train()

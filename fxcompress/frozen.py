@@ -44,5 +44,10 @@ def evaluation_copy(net: CompressedModule) -> GraphModule:
     """The graph that `net` runs in evaluation mode, on tensors of its own. Raises ExportError if there is none."""
     if not isinstance(net, CompressedModule):
         raise ExportError(f"expected what fxcompress.compress returns, got {type(net).__name__}")
-    graph = net.evaluation_graph
-    return copy.deepcopy(GraphModule(net, copy.deepcopy(graph), type(net).__name__)).eval()
+    regions = net.evaluation_variants
+    if set(regions) == {""} and not net.islands:
+        graph = regions[""][0].graph
+        return copy.deepcopy(GraphModule(net, copy.deepcopy(graph), type(net).__name__)).eval()
+    twin = copy.deepcopy(net).eval()
+    twin.keep(twin.evaluation_variants)
+    return twin

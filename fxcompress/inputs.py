@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxcompress.capture import bind
+from fxcompress.calls import bind
 from fxcompress.module import CompressedModule
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
 from torch import nn
+
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called",
+)  # fmt: skip
 
 
 def mirror(model: nn.Module) -> nn.Module:
@@ -17,12 +23,33 @@ def mirror(model: nn.Module) -> nn.Module:
         twin.__dict__.update(module.__dict__)
         for slot in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[slot] = dict(module.__dict__[slot])
+        for slot in HOOKS:
+            twin.__dict__[slot] = module.__dict__.get(slot, OrderedDict()).copy()
         twin.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+        _as_written(twin)
         copies[module] = twin
     for twin in copies.values():
         twin._modules.update({k: m and copies[m] for k, m in twin._modules.items()})
         twin.__dict__.update({k: _remap(v, copies) for k, v in twin.__dict__.items() if not k.startswith("_")})
     return copies[model]
+
+
+def without_hooks(root: nn.Module) -> nn.Module:
+    """`root`, a mirror, after its users' hooks are gone; those that compute weights stay."""
+    for module in root.modules():
+        for slot in HOOKS:
+            hooks = module.__dict__[slot]
+            module.__dict__[slot] = OrderedDict((k, h) for k, h in hooks.items() if hasattr(h, "compute_weight"))
+    return root
+
+
+def _as_written(twin: nn.Module) -> None:
+    """Give a twin the forward that its module had before a graph took its place."""
+    forward: Any = twin.__dict__.get("forward")
+    if hasattr(forward, "written"):
+        del twin.__dict__["forward"]
+        if forward.written is not None:
+            twin.__dict__["forward"] = forward.written
 
 
 def _remap(value: Any, copies: Mapping[nn.Module, nn.Module]) -> Any:

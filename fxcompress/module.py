@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import copy
-import sys
+import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
-from fxcompress.capture import Captured
+from fxcompress import calls
+from fxcompress.capture import Captured, Variant, capture_call
 from fxcompress.errors import CaptureError, InputError
+from fxcompress.islands import Island
+from fxcompress.mirror import HOOKS
+from fxcompress.pickling import from_records, to_records
+from fxcompress.symbols import Untraceable
 
-Variant = tuple[bool, ...]
+_UNSTORED = ("_graph", "_regions", "_forwards")
+"""What a copy makes anew."""
 
 
 class CompressedModule(GraphModule):
     """A captured model, rewritten by passes and trained as before.
 
-    `graph` is the graph of the current mode. Where the model's Python branches on `training`, there is one graph a mode
-    over the same modules, parameters, pruners and quantizers, and a call takes the one that fits the modules' flags.
+    Every *region* (the whole model, or a module inside an island) has a graph for each pattern of arguments and mode
+    that Python branched on, over the same modules, parameters, pruners and quantizers; a call takes the one that fits,
+    and one that none fits is captured then. `graph` is the root's for the current mode.
     """
 
     schedule: Any
     spec: Any
+    rewrite_more: Any
+    _islands: dict[str, Island]
+    _regions: dict[str, list[Variant]]
+    _forwards: dict[int, Callable[..., Any]]
+    _written: nn.Module
 
     def __init__(self, captured: Captured, class_name: str) -> None:
         super().__init__(nn.Module(), Graph(), class_name)
@@ -33,58 +46,143 @@ class CompressedModule(GraphModule):
         _refuse_shadowing(root)
         for slot in ("_parameters", "_buffers", "_modules"):
             self.__dict__[slot].update(root.__dict__[slot])
+            root.__dict__[slot] = self.__dict__[slot]
+        for slot in HOOKS:
+            self.__dict__[slot], root.__dict__[slot] = root.__dict__[slot], type(root.__dict__[slot])()
         self._non_persistent_buffers_set |= root._non_persistent_buffers_set
-        self.__dict__.update({k: v for k, v in root.__dict__.items() if k not in self.__dict__})
+        self.__dict__.update({k: v for k, v in root.__dict__.items() if k not in self.__dict__ and k != "forward"})
         self.training = root.training
-        self._guards, self._variants = captured.guards, dict(captured.variants)
+        self.__dict__["_written"] = root
+        self.rewrite_more = None
+        self._islands = dict(captured.islands)
+        self._regions = {path: list(variants) for path, variants in captured.regions.items()}
+        for path in self._regions:
+            if path:
+                _hand_over(self, path)
         self.recompile()
+
+    @property
+    def islands(self) -> Mapping[str, Island]:
+        """Modules that run as written, by path, and why."""
+        return self._islands
 
     @property
     def graph(self) -> Graph:
-        """The graph of the current mode."""
-        return self._variants[self._current()]
+        """The root's graph in the current mode; an empty one if the root is an island."""
+        variants = self._regions.get("", [])
+        flags = _Flags(self)
+        fitting = [v for v in variants if v.fits(v.pattern, flags)]
+        return (fitting or variants)[0].graph if variants else Graph()
 
     @graph.setter
     def graph(self, graph: Graph) -> None:
-        self.__dict__.setdefault("_guards", ())
-        self.__dict__.setdefault("_variants", {})[self._current()] = graph
+        self.__dict__.setdefault("_regions", {})[""] = [Variant((), {}, graph)]
         self.recompile()
 
     @property
-    def evaluation_graph(self) -> Graph:
-        """The graph that runs when all modules are in evaluation mode."""
-        return self._variants[(False,) * len(self._guards)]
+    def variants(self) -> list[Variant]:
+        """The graphs of all regions, with what each is for."""
+        return [variant for variants in self._regions.values() for variant in variants]
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
-        """The flags that each graph was captured for; one empty tuple where nothing branches on a mode."""
-        return tuple(self._variants)
+    def evaluation_variants(self) -> dict[str, list[Variant]]:
+        """By region, the graphs that run when all modules are in evaluation mode."""
+        off: dict[str, bool] = defaultdict(bool)
+        fitting = {path: [v for v in vs if v.fits(v.pattern, off)] for path, vs in self._regions.items()}
+        return {path: variants for path, variants in fitting.items() if variants}
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
-        """The graphs of all modes."""
-        return tuple(self._variants.values())
+        """The graphs of all regions, patterns and modes."""
+        return tuple(variant.graph for variant in self.variants)
 
     def views(self) -> Iterator[GraphModule]:
         """A GraphModule on the same modules for each graph, in turn, to read."""
-        return (_View(self, graph) for graph in self._variants.values())
+        return (_View(self, graph) for graph in self.graphs)
 
     def each_variant(self) -> Iterator[GraphModule]:
         """The views for passes to rewrite; the net recompiles when all are done."""
         yield from self.views()
         self.recompile()
 
+    def keep(self, regions: Mapping[str, list[Variant]]) -> None:
+        """Drop all graphs but these."""
+        self._regions = {path: list(variants) for path, variants in regions.items()}
+        self.recompile()
+
     def recompile(self) -> Any:
-        """Make `forward` from the graphs as they are now."""
-        forwards = {}
+        """Make the forwards from the graphs as they are now."""
         code = None
-        for flags, graph in self._variants.items():
-            graph.owning_module = self
-            self.__dict__["_graph"] = graph
-            code = super().recompile()
-            forwards[flags] = type(self).forward
-        if len(forwards) > 1:
-            type(self).forward = _dispatch(forwards, self._guards)
+        self.__dict__["_forwards"] = {}
+        for variant in self.variants:
+            code = self._compile(variant)
+        type(self).forward = self._dispatching()
+        return code
+
+    def call_region(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the graph of a region that fits this call, captured now if there is none yet.
+
+        Raises TypeError if the arguments do not fit the signature, InputError if no graph can be made for them.
+        """
+        signature = self._signature(path)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = bound.arguments
+        try:
+            pattern = calls.pattern(values)
+        except Untraceable as error:
+            name = path or type(self).__name__
+            raise InputError(f"cannot call '{name}': {error}; pass tensors in containers") from None
+        flags = _Flags(self)
+        for variant in self._regions.get(path, ()):
+            if variant.fits(pattern, flags):
+                return self._forwards[id(variant)](self, *values.values())
+        return self._forwards[id(self._capture_more(path, values))](self, *values.values())
+
+    def _dispatching(self) -> Callable[..., Any]:
+        """A forward with the model's own signature."""
+
+        def forward(self: CompressedModule, *args: Any, **kwargs: Any) -> Any:
+            if "" not in self._islands:
+                return self.call_region("", args, kwargs)
+            self._written.training = self.training
+            return type(self._written).forward(self._written, *args, **kwargs)
+
+        if "_written" in self.__dict__:
+            own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+            signature = self._signature("")
+            forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])  # type: ignore[attr-defined]
+        return forward
+
+    def _signature(self, path: str) -> inspect.Signature:
+        signatures = self.__dict__.setdefault("_signatures", {})
+        if path not in signatures:
+            module = self.get_submodule(path) if path else self._written
+            forward = module.__dict__.get("forward")
+            written = getattr(forward, "written", forward) or type(module).forward.__get__(module)
+            signatures[path] = inspect.signature(written)
+        return signatures[path]  # type: ignore[no-any-return]
+
+    def _capture_more(self, path: str, values: Mapping[str, Any]) -> Variant:
+        self._written.training = self.training
+        captured = capture_call(self._written, path, values, self._islands)
+        [variant] = captured.regions[path]
+        for name, tensor in captured.root.named_buffers(recurse=False):
+            if name not in self._buffers and name != "training":
+                self.register_buffer(name, tensor, persistent=False)
+        if self.rewrite_more is not None:
+            self.rewrite_more(self, _View(self, variant.graph))
+        self._regions.setdefault(path, []).append(variant)
+        forward = type(self).forward
+        self._compile(variant)
+        type(self).forward = forward
+        return variant
+
+    def _compile(self, variant: Variant) -> Any:
+        variant.graph.owning_module = self
+        self.__dict__["_graph"] = variant.graph
+        code = super().recompile()
+        self._forwards[id(variant)] = type(self).forward
         return code
 
     def get_extra_state(self) -> torch.Tensor:
@@ -96,32 +194,71 @@ class CompressedModule(GraphModule):
         if hasattr(self, "schedule"):
             self.schedule.restore(int(state))
 
-    def _current(self) -> Variant:
-        flags = tuple(_flag(self, path) for path in self._guards)
-        if flags not in self._variants and self._variants:
-            raise _mixed_modes(self._guards, flags)
-        return flags
-
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedModule:
         net = type(self).__new__(type(self))
         memo[id(self)] = net
-        graphs = {flags: copy.deepcopy(graph) for flags, graph in self._variants.items()}
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_variants")}
+        state = {k: v for k, v in self.__dict__.items() if k not in _UNSTORED}
         net.__dict__.update(copy.deepcopy(state, memo))
-        net.__dict__["_variants"] = graphs
+        net.__dict__["_regions"] = {
+            path: [Variant(v.pattern, v.flags, copy.deepcopy(v.graph)) for v in variants]
+            for path, variants in self._regions.items()
+        }
         _name_like(net, self)
         net.recompile()
         return net
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graph", "_variants")}
-        graphs = {flags: _to_records(graph) for flags, graph in self._variants.items()}
-        return (_new, (type(self).__name__,), (state, graphs))
+        state = {k: v for k, v in self.__dict__.items() if k not in (*_UNSTORED, "_signatures")}
+        regions = {
+            path: [(v.pattern, v.flags, to_records(v.graph)) for v in variants]
+            for path, variants in self._regions.items()
+        }
+        return (_new, (type(self).__name__,), (state, regions))
 
-    def __setstate__(self, state: tuple[dict[str, Any], dict[Variant, list[Any]]]) -> None:
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
         self.__dict__.update(state[0])
-        self.__dict__["_variants"] = {flags: _from_records(records) for flags, records in state[1].items()}
+        self.__dict__["_regions"] = {
+            path: [Variant(pattern, flags, from_records(records)) for pattern, flags, records in variants]
+            for path, variants in state[1].items()
+        }
         self.recompile()
+
+
+class Region:
+    """The forward of a module inside an island: its graphs, on the net that holds them. `written` is the forward that
+    the module had as an attribute of its own, if any."""
+
+    def __init__(self, net: CompressedModule, path: str, written: Callable[..., Any] | None) -> None:
+        self.net, self.path, self.written = net, path, written
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph that fits."""
+        return self.net.call_region(self.path, args, kwargs)
+
+
+def _hand_over(net: CompressedModule, path: str) -> None:
+    module = net.get_submodule(path)
+    module.__dict__["forward"] = Region(net, path, module.__dict__.get("forward"))
+
+
+class _Flags(Mapping[str, bool]):
+    """The `training` flags of a net's modules by path, as they are."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def __getitem__(self, path: str) -> bool:
+        module: Any = self.net
+        *owner, name = path.split(".")
+        for part in owner:
+            module = module._modules[part]
+        return bool(getattr(module, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{path}.training".removeprefix(".") for path, _ in self.net.named_modules())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.net.modules())
 
 
 class _View(GraphModule):
@@ -142,36 +279,11 @@ class _View(GraphModule):
 
 
 def _refuse_shadowing(root: nn.Module) -> None:
-    own = {*dir(CompressedModule), "graph", "schedule", "spec", "meta", "compression", "_graph", "_guards", "_variants"}
+    own = {*dir(CompressedModule), "graph", "schedule", "spec", "meta", "compression", *_UNSTORED, "_written"}
     own -= set(dir(nn.Module))
     for name in (*root._modules, *root._parameters, *root._buffers):
         if name in own:
             raise CaptureError(f"the model has an attribute '{name}', which a compressed net uses itself; rename it")
-
-
-def _dispatch(forwards: Mapping[Variant, Callable[..., Any]], guards: tuple[str, ...]) -> Callable[..., Any]:
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        flags = tuple(_flag(self, path) for path in guards)
-        if flags not in forwards:
-            raise _mixed_modes(guards, flags)
-        return forwards[flags](self, *args, **kwargs)
-
-    forward.__wrapped__ = next(iter(forwards.values()))  # type: ignore[attr-defined]
-    return forward
-
-
-def _mixed_modes(guards: tuple[str, ...], flags: Variant) -> InputError:
-    state = ", ".join(f"'{path}' = {flag}" for path, flag in zip(guards, flags, strict=True))
-    return InputError(
-        f"the model's code branches on {state}, a mix that was not captured; call net.train() or net.eval()"
-    )
-
-
-def _flag(module: nn.Module, path: str) -> bool:
-    *owner, name = path.split(".")
-    for part in owner:
-        module = getattr(module, part)
-    return bool(getattr(module, name))
 
 
 def _new(name: str) -> CompressedModule:
@@ -182,51 +294,3 @@ def _new(name: str) -> CompressedModule:
 
 def _name_like(net: nn.Module, other: nn.Module) -> None:
     type(net).__name__ = type(other).__name__
-
-
-class _Ref(str):
-    """A node's name in place of the node, in a pickled graph."""
-
-    __slots__ = ()
-
-
-class _Function(tuple[str, str]):
-    """A function's module and name in place of the function (some of torch's cannot be pickled themselves)."""
-
-    __slots__ = ()
-
-
-def _to_records(graph: Graph) -> list[Any]:
-    return [
-        (n.op, n.name, _pack_target(n.target), *torch.fx.node.map_arg((n.args, n.kwargs), lambda a: _Ref(a.name)),
-         n.type, {k: n.meta[k] for k in ("site", "tensor_meta") if k in n.meta})
-        for n in graph.nodes
-    ]  # fmt: skip
-
-
-def _from_records(records: list[Any]) -> Graph:
-    graph, nodes = Graph(), dict[str, Node]()
-    for op, name, target, args, kwargs, type_expr, meta in records:
-        args, kwargs = _map_refs((args, kwargs), nodes)
-        node = graph.create_node(op, _unpack_target(target), args, kwargs, name, type_expr)
-        node.meta.update(meta)
-        nodes[name] = node
-    return graph
-
-
-def _map_refs(value: Any, nodes: Mapping[str, Node]) -> Any:
-    return torch.utils._pytree.tree_map(lambda a: nodes[a] if isinstance(a, _Ref) else a, value)
-
-
-def _pack_target(target: Any) -> Any:
-    if isinstance(target, str):
-        return target
-    home, name = getattr(target, "__module__", None), getattr(target, "__name__", "")
-    return _Function((home, name)) if home and getattr(sys.modules.get(home), name, None) is target else target
-
-
-def _unpack_target(target: Any) -> Any:
-    if not isinstance(target, _Function):
-        return target
-    __import__(target[0])
-    return getattr(sys.modules[target[0]], target[1])

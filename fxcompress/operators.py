@@ -36,8 +36,8 @@ VIEWS: frozenset[Any] = frozenset({
 })  # fmt: skip
 """Operators whose output may share its input's memory."""
 
-STOCHASTIC_DEPTHS = frozenset({"stochastic_depth", "StochasticDepth", "drop_path", "DropPath"})
-"""Functions and modules of torchvision and timm, by name: neither is a dependency."""
+STOCHASTIC_DEPTHS = ("stochastic_depth", "StochasticDepth", "drop_path", "DropPath")
+"""Functions and modules of torchvision, timm and transformers, by how their names end: none is a dependency."""
 
 VALUE_PRESERVING: frozenset[Any] = CATS | VIEWS | {
     F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
@@ -72,7 +72,7 @@ def is_fusible_activation(gm: GraphModule, node: Node) -> bool:
 def is_dropout(gm: GraphModule, node: Node) -> bool:
     """Whether `node` drops values in training and hands its input on in evaluation (stochastic depth included)."""
     target = called(gm, node)
-    if target not in DROPOUTS and getattr(target, "__name__", "") not in STOCHASTIC_DEPTHS:
+    if target not in DROPOUTS and not getattr(target, "__name__", "").endswith(STOCHASTIC_DEPTHS):
         return False
     if node.op == "call_module":
         return True

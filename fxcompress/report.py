@@ -77,12 +77,13 @@ class Report:
 
 def report(net: CompressedModule) -> Report:
     """Print and return what stands where in `net` as it is now."""
-    found = Report(tuple(_rows(net)), _mask_bytes(net))
+    found = Report(tuple(rows_of(net)), _mask_bytes(net))
     print(found)
     return found
 
 
-def _rows(net: CompressedModule) -> list[Row]:
+def rows_of(net: CompressedModule) -> list[Row]:
+    """A row for every weight and activation of `net` as it is now."""
     owners = _products_by_weight(net)
     sites = all_sites(net.views())
     rows = [_row(net, s, owners.get(s.name, [])) for s in sites.values()]
@@ -120,7 +121,8 @@ def _bops(net: CompressedModule, product: Node, weight_bits: int, sparsity: floa
 
 def _products_by_weight(net: CompressedModule) -> dict[str, list[Node]]:
     owners: dict[str, list[Node]] = {}
-    for node in net.evaluation_graph.nodes:
+    graphs = [variants[0].graph for variants in net.evaluation_variants.values()]
+    for node in (n for graph in graphs for n in graph.nodes):
         if is_product(node):
             owners.setdefault(site(strip(net, weight_of(node))), []).append(node)
     return owners

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch.fx import GraphModule, Node
 
-from fxcompress.capture import require_equal
 from fxcompress.errors import PassError
 from fxcompress.graph import bypass, drop_dead_code, module_of
 from fxcompress.operators import is_dropout
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
+from fxcompress.symbols import ASSUMPTIONS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RemoveDisabled:
     def rewrite(self, gm: GraphModule) -> bool:
         """Bypass the nodes, then drop dead code."""
         idle = [n for n in gm.graph.nodes if _is_disabled(gm, n) or is_dropout(gm, n)]
-        checks = [n for n in gm.graph.nodes if n.target in (require_equal, torch._C._set_grad_enabled)]
+        checks = [n for n in gm.graph.nodes if n.target in (*ASSUMPTIONS, torch._C._set_grad_enabled)]
         for node in idle:
             bypass(gm, node)
         for node in checks:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import pickle
+import random
 from collections.abc import Callable, Iterable, Mapping
 from textwrap import dedent
 from typing import Any
@@ -13,14 +16,14 @@ from torch.fx import GraphModule
 
 import fxcompress as fxc
 from fxcompress.api import captured_net
-from fxcompress.capture import bind, capture
+from fxcompress.calls import bind
+from fxcompress.capture import capture
 from fxcompress.frozen import evaluation_copy
 from fxcompress.module import CompressedModule
 from fxcompress.pipeline import Pass, run
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 from fxcompress.render import render
-from fxcompress.shapes import propagate_shapes
 
 
 class Fc(nn.Module):
@@ -126,10 +129,7 @@ def seeded(make: type[nn.Module]) -> Any:
 def captured(model: nn.Module, example: Any) -> Any:
     """The model as captured, with shapes, before any pass."""
     inputs = bind(model, example)
-    net = CompressedModule(capture(model, inputs), type(model).__name__)
-    for gm in net.each_variant():
-        propagate_shapes(gm, inputs)
-    return net
+    return CompressedModule(capture(model, inputs), type(model).__name__)
 
 
 def canonical(model: nn.Module, example: Any) -> Any:
@@ -198,6 +198,72 @@ def outputs(gm: GraphModule, example: Any) -> Mapping[bool, Any]:
             torch.manual_seed(0)
             found[training] = twin(copy.deepcopy(example))
     return found
+
+
+def twins(model: nn.Module, example: Any, spec: Any = "P0.5(w) -> Q8(w,f)") -> tuple[Any, Any]:
+    """A copy of the model, and the model compressed, long before any event."""
+    original = copy.deepcopy(model)
+    return original, fxc.compress(model, spec, example, total_steps=100)
+
+
+def copies(net: Any) -> list[Any]:
+    """The net itself, a deep copy and what comes back from a pickle."""
+    return [net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))]
+
+
+def assert_follows(model: nn.Module, net: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Check that the net does as the model does through three switches of the mode."""
+    for mode in (True, False, True, False):
+        assert_same(model.train(mode), net.train(mode), *args, **kwargs)
+
+
+def assert_same(model: nn.Module, net: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """Check one call: outputs, gradients, buffers, what is written to the arguments and random states, bit for bit."""
+    expected, found = _called(model, args, kwargs), _called(net, args, kwargs)
+    assert [*expected] == [*found]
+    assert [what for what, value in expected.items() if not _identical(value, found[what])] == []
+    theirs = dict(net.named_buffers())
+    assert [name for name, b in model.named_buffers() if not torch.equal(b, theirs[name])] == []
+
+
+def _called(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """What one call leaves, from one fixed random state, by what it is."""
+    torch.manual_seed(7)
+    random.seed(7)
+    args, kwargs = copy.deepcopy((args, kwargs))
+    model.zero_grad()
+    values = flat(model(*args, **kwargs))
+    losses = [t.sum() for t in values if isinstance(t, Tensor) and t.requires_grad]
+    if losses:
+        torch.stack(losses).sum().backward()
+    given = [*flat(args), *flat(kwargs)]
+    return {
+        **{f"output {i}": value for i, value in enumerate(values)},
+        **{f"argument {i}": value for i, value in enumerate(given)},
+        **{f"gradient of argument {i}": value.grad for i, value in enumerate(given) if isinstance(value, Tensor)},
+        **{f"gradient of {name}": p.grad for name, p in model.named_parameters()},
+        "torch's random state": torch.get_rng_state(),
+        "Python's random state": random.getstate(),
+    }
+
+
+def _identical(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b) and bool(a == b)
+    return torch.equal(a, b) and (type(a), a.dtype, a.requires_grad) == (type(b), b.dtype, b.requires_grad)
+
+
+def flat(value: Any) -> list[Any]:
+    """What nested containers hold, with their types and keys."""
+    if isinstance(value, Mapping):
+        items: list[Any] = [*value.items()]
+    elif isinstance(value, (tuple, list)):
+        items = [*enumerate(value)]
+    elif dataclasses.is_dataclass(value):
+        items = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    else:
+        return [value]
+    return [type(value), *(part for key, item in items for part in (key, *flat(item)))]
 
 
 def text(literal: str) -> str:

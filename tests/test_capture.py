@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import inspect
-import pickle
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from helpers import assert_follows, assert_same, copies, rows, twins
 from models import Branches, Residual
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.errors import CaptureError, InputError
+from fxcompress.errors import CaptureError
 
 SPEC = "P0.5(w,f) -> Q8(w,f)"
 FAMILIES = {
@@ -22,27 +22,6 @@ FAMILIES = {
     "efficientnet_b0": 32, "googlenet": 64, "shufflenet_v2_x0_5": 32, "squeezenet1_0": 64, "regnet_y_400mf": 32,
     "mnasnet0_5": 32,
 }  # fmt: skip
-
-
-def leaves(value: Any) -> list[Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
-
-
-def run(model: nn.Module, x: Tensor) -> tuple[Any, list[Tensor | None]]:
-    """Outputs, and gradients of all parameters, from one fixed random state."""
-    torch.manual_seed(7)
-    model.zero_grad()
-    out = model(x)
-    sum(t.sum() for t in leaves(out)).backward()  # type: ignore[union-attr]
-    return out, [p.grad for p in model.parameters()]
-
-
-def assert_same(model: nn.Module, net: nn.Module, x: Tensor) -> None:
-    (a, grads), (b, theirs) = run(model, x), run(net, x)
-    assert type(a) is type(b)
-    assert len(leaves(a)) == len(leaves(b))
-    assert all(torch.equal(p, q) for p, q in zip(leaves(a), leaves(b), strict=True))
-    assert all(p is q or torch.equal(p, q) for p, q in zip(grads, theirs, strict=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -60,10 +39,8 @@ def test_copies_and_pickles_follow_the_modes() -> None:
     model = Residual()
     x = torch.randn(4, 3, 8, 8)
     net = fxc.compress(copy.deepcopy(model), SPEC, x, total_steps=100)
-    for twin in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        original = copy.deepcopy(model)
-        for mode in (True, False, True, False):
-            assert_same(original.train(mode), twin.train(mode), x)
+    for twin in copies(net)[1:]:
+        assert_follows(copy.deepcopy(model), twin, x)
         twin.schedule.step()
         assert (twin.schedule.steps, net.schedule.steps) == (1, 0)
 
@@ -109,11 +86,12 @@ def test_compress_leaves_buffers_random_state_and_modes_as_they_were() -> None:
     assert not model.bn.training
 
 
-def test_a_default_left_out_may_not_change_later() -> None:
-    net = fxc.compress(Branches(), "Q8(w)", torch.randn(4, 6), total_steps=10)
-    net(torch.randn(4, 6), 1.0)
-    with pytest.raises(InputError, match=r"'scale' was 1.0 when the model was captured and is 2.0 now"):
-        net(torch.randn(4, 6), scale=2.0)
+def test_a_default_left_out_may_change_later() -> None:
+    model, net = twins(Branches(), rows(6))
+    assert_follows(model, net, rows(6))
+    assert_follows(model, net, rows(6), 1.0)
+    assert_follows(model, net, rows(6), scale=2.0)
+    assert len(net.graphs) == 2
 
 
 def test_inputs_by_keyword_and_position() -> None:
@@ -127,21 +105,32 @@ def test_inputs_by_keyword_and_position() -> None:
 class Control(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.fc = nn.Linear(3, 3)
         self.inner = Inner()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)
+        return self.inner(self.fc(x))
 
 
 class Inner(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x if x.sum() > 0 else -x
+        return x if x.sum() > 0 else -2 * x
+
+
+def test_what_depends_on_data_runs_as_written() -> None:
+    model, net = twins(Control(), rows())
+    assert {path: (i.cls, i.reason, i.depends_on_data) for path, i in net.islands.items()} == {
+        "inner": ("Inner", "its Python code needs the value of a tensor", True)
+    }
+    sums = [model.fc(sign * 9 * rows()).sum() for sign in (1, -1)]
+    assert sums[0] * sums[1] < 0
+    for sign in (1, -1):
+        assert_follows(model, net, sign * 9 * rows())
 
 
 @pytest.mark.parametrize(
     ("model", "inputs", "message"),
     [
-        (Control(), torch.randn(2), r"cannot capture module 'inner' \(Inner\)"),
         (Residual(), torch.randn(2, 4, 8, 8), "the example inputs do not fit the model: .* at 'stem'"),
         (Residual(), {"y": torch.randn(2, 3, 8, 8)}, r"do not fit 'Residual.forward\(x"),
         ("resnet18", torch.randn(1), "expected a torch.nn.Module, got 'resnet18'"),
@@ -195,20 +184,49 @@ def test_gradient_modes_methods_lists_and_constants_are_kept() -> None:
 
 
 class Draws(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rand(1)
+        return self.fc(x) * torch.rand(1) + torch.randn_like(x)
 
 
-class Autocast(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu"):
-            return x @ x
+def test_random_tensors_are_drawn_at_each_call() -> None:
+    model, net = twins(Draws(), rows())
+    assert not net.islands
+    assert_follows(model, net, rows())
+    assert not torch.equal(net(rows()), net(rows()))
 
 
-def with_hook() -> nn.Module:
+def test_hooks_on_the_model_stay_on_the_net() -> None:
     model = Residual()
-    model.register_forward_hook(lambda *_: None)
-    return model
+    seen: list[type] = []
+    model.register_forward_hook(lambda module, _, out: seen.append(type(module)) or 2 * out)
+    model, net = twins(model, torch.ones(2, 3, 8, 8))
+    assert (seen, net.islands) == ([], {})
+    for twin in (net, copy.deepcopy(net)):
+        seen.clear()
+        assert_follows(copy.deepcopy(model), twin, torch.ones(2, 3, 8, 8))
+        assert seen == [Residual, type(twin)] * 4
+    handle = net.register_forward_pre_hook(lambda module, _: seen.clear())
+    assert net(torch.ones(2, 3, 8, 8)).shape == (2, 5)
+    assert len(seen) == 1
+    handle.remove()
+    net(torch.ones(2, 3, 8, 8))
+    assert len(seen) == 2
+
+
+@pytest.mark.xfail(strict=True, reason="the net has copies of the model's hooks, which the handle does not know")
+def test_a_handle_made_before_removes_the_hook_of_the_net() -> None:
+    model, x = Residual().eval(), torch.ones(2, 3, 8, 8)
+    expected = model(x)
+    handle = model.register_forward_hook(lambda module, _, out: 2 * out)
+    net = fxc.compress(model, SPEC, x, total_steps=100)
+    assert torch.equal(net(x), 2 * expected)
+    handle.remove()
+    assert torch.equal(model(x), expected)
+    assert torch.equal(net(x), expected)
 
 
 def with_child(name: str) -> nn.Module:
@@ -220,9 +238,6 @@ def with_child(name: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Draws(), "draws random numbers"),
-        (Autocast(), "enters torch.autocast"),
-        (with_hook(), "hooks on itself"),
         (with_child("spec"), "attribute 'spec', which a compressed net uses"),
         (with_child("views"), "attribute 'views'"),
         (Residual().double(), r"torch\.float64, and scales are float32; call model\.float\(\)"),

@@ -201,13 +201,19 @@ def test_drop_dead_code_keeps_a_module_that_writes_in_place() -> None:
         lambda x, y: torch.relu(y),
         lambda x, y: nn.functional.leaky_relu(y, 0.5, False),
         lambda x, y: torch.neg(x, out=None),
-        lambda x, y: y[0],
+        lambda x, y: torch.neg(y[0]),
     ],
 )
 def test_drop_dead_code_removes_what_nothing_uses(unused: Callable[[Tensor, Tensor], Tensor]) -> None:
     net = canonical(Does(lambda m, x: (y := x * 2, unused(x, y), y)[-1]), rows())
     assert not any(writes_in_place(net, n) for n in net.graph.nodes)
     assert drop_dead_code(net) is True
+    assert render(net) == "input %x\n%mul = mul(%x, 2)\noutput %mul"
+    assert drop_dead_code(net) is False
+
+
+def test_capture_drops_reads_that_nothing_uses() -> None:
+    net = canonical(Does(lambda m, x: (y := x * 2, y[0], y.shape[0] + 1, y)[-1]), rows())
     assert render(net) == "input %x\n%mul = mul(%x, 2)\noutput %mul"
     assert drop_dead_code(net) is False
 

@@ -1,0 +1,103 @@
+"""How a forward is called: its arguments by name, and the pattern of a call that decides which graph fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.errors import CaptureError
+from fxcompress.symbols import Untraceable
+
+_PLAIN = (bool, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
+
+
+def bind(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Example inputs (a tensor, a tuple of positional or a dict of keyword ones) as `{parameter: value}`.
+
+    Raises CaptureError if they do not fit the signature of the model's forward.
+    """
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args, kwargs = ((), example_inputs) if isinstance(example_inputs, dict) else (args, {})
+    signature = inspect.signature(model.forward)
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise CaptureError(
+            f"the example inputs do not fit '{type(model).__name__}.forward{signature}': {error}; "
+            "pass a tensor, a tuple of positional inputs or a dict of keyword inputs"
+        ) from None
+
+
+def arguments(signature: inspect.Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A value for every parameter: what was given, or its default."""
+    bound = inspect.BoundArguments(signature, OrderedDict(given))
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def spread(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`values` by parameter as positional and keyword arguments of a call."""
+    bound = inspect.BoundArguments(signature, OrderedDict(values))
+    return bound.args, bound.kwargs
+
+
+def pattern(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a graph is made for: structure of the arguments, which are the same tensor, and every value that is neither
+    a tensor nor a number.
+
+    Raises Untraceable if an argument is an object whose inside cannot be seen.
+    """
+    seen: dict[int, int] = {}
+    return tuple(_pattern(value, name, seen) for name, value in values.items())
+
+
+def _pattern(value: Any, name: str, seen: dict[int, int]) -> Any:
+    if isinstance(value, Tensor):
+        return seen.setdefault(id(value), len(seen))
+    if isinstance(value, _PLAIN):
+        return ("is", value)
+    if isinstance(value, (int, float)):
+        return type(value)
+    inside = parts(value)
+    if inside is None:
+        raise Untraceable(f"argument '{name}' is a {type(value).__name__}, whose inside cannot be seen")
+    return (type(value), *((key, _pattern(item, name, seen)) for key, item in inside.items()))
+
+
+def parts(value: Any) -> dict[Any, Any] | None:
+    """Items of a container by index, key or field; None if `value` is no container we know."""
+    if isinstance(value, (tuple, list)):
+        return dict(enumerate(value))
+    if isinstance(value, dict):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return None
+
+
+def reader(value: Any) -> Callable[[Any, Any], Any]:
+    """The function that reads an item of a container like `value`."""
+    return operator.getitem if isinstance(value, (tuple, list, dict)) else getattr
+
+
+def rebuild(value: Any, items: Mapping[Any, Any]) -> Any:
+    """A container like `value` around other items."""
+    kind: Any = type(value)
+    if isinstance(value, torch.Size):
+        return tuple(items.values())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return kind(*items.values())
+    if isinstance(value, (tuple, list)):
+        return kind(items.values())
+    if dataclasses.is_dataclass(value):  # a ModelOutput is a dict as well
+        return kind(**items)
+    twin = kind()
+    twin.update(items)
+    return twin

@@ -1,0 +1,132 @@
+"""What Python sees differently while a forward is captured, and what it may not do."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import ClassMethodDescriptorType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import _symbolic_trace
+
+from fxcompress.operators import STOCHASTIC_DEPTHS
+from fxcompress.symbols import Untraceable, is_symbol
+
+FACTORIES = (
+    "arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "normal", "ones", "rand",
+    "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices", "zeros",
+)  # fmt: skip
+"""Functions of torch that make tensors: each call of the net makes them anew, as the model does."""
+
+LOST = {
+    "torch.amp.autocast_mode.autocast.__enter__": "it enters torch.autocast, a region that a graph cannot hold",
+    "torch.autograd.graph.saved_tensors_hooks.__enter__": "it recomputes or moves what it saves for backward",
+    "torch.autograd.function.Function.apply": "it calls an autograd.Function, whose backward a graph cannot hold",
+    "torch.nn.attention._sdpa_kernel": "it chooses an attention kernel for a region, which a graph cannot hold",
+}
+"""What a graph would lose, by where it stands, and why a forward that does it is an island."""
+
+
+class Flag:
+    """Stands for a module's `training` flag while tracing."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+@contextmanager
+def symbolic_flags(root: nn.Module) -> Iterator[None]:
+    """Hide every `training` flag where `nn.Module.__getattr__` finds a sentinel, which the tracer turns into a value.
+
+    A flag is a plain attribute, so tracing would never see it read. Only the mirror is touched.
+    """
+    flags = {module: module.__dict__.pop("training") for module in root.modules()}
+    for path, module in root.named_modules():
+        module._buffers["training"] = Flag(path)
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            del module._buffers["training"]
+            module.__dict__["training"] = flag
+
+
+@contextmanager
+def watching(record: Callable[..., Any], is_busy: Callable[[], bool]) -> Iterator[None]:
+    """Hand calls of tensor factories to `record(function, args, kwargs)`, and raise Untraceable at what a graph would
+    lose, except while `is_busy()`."""
+    # What a library tells torch.fx not to look into is looked into, but for what is one operator here.
+    wrapped = _symbolic_trace._wrapped_fns_to_patch
+    kept = {key: home for key, home in wrapped.items() if key[1].endswith(STOCHASTIC_DEPTHS)}
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(wrapped, kept, clear=True))
+        for name in FACTORIES:
+            stack.enter_context(mock.patch.object(torch, name, _recorded(getattr(torch, name), record, is_busy)))
+        for name in ("finfo", "iinfo"):
+            stack.enter_context(mock.patch.object(torch, name, _of_dtype(getattr(torch, name), record)))
+        for place, why in LOST.items():
+            owner, attribute = _locate(place)
+            stack.enter_context(mock.patch.object(owner, attribute, _refusing(owner, attribute, why, is_busy)))
+        yield
+
+
+def _recorded(function: Any, record: Any, is_busy: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs) if is_busy() else record(function, args, kwargs)
+
+    return call
+
+
+def _of_dtype(function: Any, record: Any) -> Any:
+    def call(*args: Any) -> Any:
+        return record(function, args, {}) if any(map(is_symbol, args)) else function(*args)
+
+    return call
+
+
+def _refusing(owner: Any, attribute: str, why: str, is_busy: Any) -> Any:
+    function = vars(owner)[attribute]
+    is_classmethod = isinstance(function, (classmethod, ClassMethodDescriptorType))
+
+    def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_busy():
+            raise Untraceable(why)
+        return function.__get__(None, first)(*args, **kwargs) if is_classmethod else function(first, *args, **kwargs)
+
+    return classmethod(call) if is_classmethod else call
+
+
+def _locate(place: str) -> tuple[Any, str]:
+    *path, attribute = place.split(".")
+    owner: Any = __import__(path[0])
+    for part in path[1:]:
+        owner = getattr(owner, part)
+    return owner, attribute
+
+
+class Draws:
+    """Random states as they were: a draw outside of the graph would be the same at every call of the net."""
+
+    def __init__(self) -> None:
+        self._torch, self._python = torch.get_rng_state(), random.getstate()
+        self._numpy: Any = np.random.get_state()
+
+    def restore(self) -> None:
+        """Put the states back."""
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+
+    def refuse(self) -> None:
+        """Put the states back, and raise Untraceable if anything was drawn since."""
+        same = torch.equal(self._torch, torch.get_rng_state()) and self._python == random.getstate()
+        numpy_state: Any = np.random.get_state()
+        same = same and self._numpy[2] == numpy_state[2] and np.array_equal(self._numpy[1], numpy_state[1])
+        self.restore()
+        if not same:
+            raise Untraceable("it draws random numbers that a graph would hold as constants")

@@ -1,0 +1,89 @@
+"""One real run of a model on its example inputs, to learn how an island's modules are called and what they yield."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxcompress.errors import CaptureError
+from fxcompress.mirror import mirror, without_hooks
+
+
+@dataclass
+class Call:
+    """One call of a module: arguments, and what it yields once it is done."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+
+
+@dataclass
+class Records:
+    """All calls of all modules by path, in order."""
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    entered: str = ""
+
+
+def observe(
+    root: nn.Module,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    flags: Mapping[str, bool],
+    like: Callable[[Any], Any],
+) -> Records:
+    """Run `root` on positional and keyword `arguments` in the modes `flags`, and record every call through `like`.
+
+    Buffers, random states and attributes of the model are left as they were. Raises CaptureError if the model fails.
+    """
+    twin = without_hooks(mirror(root))
+    records = Records()
+    for path, module in twin.named_modules():
+        module.training = flags[f"{path}.training".removeprefix(".")]
+        _record(module, path, records, like)
+    args, kwargs = arguments
+    try:
+        with kept(root), torch.enable_grad():
+            twin(*args, **kwargs)
+    except Exception as error:
+        place = f"'{records.entered}'" if records.entered else "the model's own forward"
+        raise CaptureError(
+            f"the example inputs do not fit the model: {type(error).__name__} at {place}: {error}; "
+            "pass inputs of the shape and dtype that the model is called with"
+        ) from error
+    return records
+
+
+def _record(module: nn.Module, path: str, records: Records, like: Callable[[Any], Any]) -> None:
+    running: list[Call] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        records.entered = path
+        args, kwargs = like((args, kwargs))
+        running.append(Call(args, kwargs))
+        records.calls.setdefault(path, []).append(running[-1])
+
+    def leave(_: nn.Module, args: Any, output: Any) -> None:
+        running.pop().output = like(output)
+
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave)
+
+
+@contextmanager
+def kept(root: nn.Module) -> Iterator[None]:
+    """Put buffers and random states back at the end."""
+    buffers = {name: b.clone() for name, b in root.named_buffers()}
+    devices = sorted({p.device.index for p in root.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in root.named_buffers():
+                buffer.copy_(buffers[name])
