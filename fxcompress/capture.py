@@ -71,7 +71,7 @@ def capture_call(root: nn.Module, path: str, arguments: Mapping[str, Any], islan
 
     Raises CaptureError if the region cannot be captured for this call.
     """
-    work = _Capture(mirror(root), {}, dict(islands))
+    work = _Capture(mirror(root), arguments, dict(islands), path)
     try:
         work.trace(path, arguments, work.modes()[0])
     except Exception as error:
@@ -84,10 +84,12 @@ def capture_call(root: nn.Module, path: str, arguments: Mapping[str, Any], islan
 
 
 class _Capture:
-    """Captures one model, or more of one."""
+    """Captures one model, or more of one, from a call of its module `called` with `inputs`."""
 
-    def __init__(self, root: nn.Module, inputs: Mapping[str, Any], islands: dict[str, Island] | None = None) -> None:
-        self.root, self.inputs = root, inputs
+    def __init__(
+        self, root: nn.Module, inputs: Mapping[str, Any], islands: dict[str, Island] | None = None, called: str = ""
+    ) -> None:
+        self.root, self.inputs, self.called = root, inputs, called
         self.untouched = mirror(root)  # for real runs: while a forward is traced, its modules are not themselves
         self.values = Values(root)
         self.regions: dict[str, list[Variant]] = {}
@@ -161,11 +163,11 @@ class _Capture:
         """The calls of a real run under these flags. Raises CaptureError if the model fails."""
         key = tuple(flags.values())
         if key not in self.records:
-            signature = inspect.signature(self.root.forward)
+            signature = inspect.signature(self.root.get_submodule(self.called).forward)
             try:
                 arguments = calls.spread(signature, calls.arguments(signature, self.inputs))
                 with self.values.aside():
-                    self.records[key] = observe(self.untouched, arguments, flags, self.values.like)
+                    self.records[key] = observe(self.untouched, self.called, arguments, flags, self.values.like)
             except CaptureError as error:
                 self.records[key] = error
         found = self.records[key]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from fxcompress import calls
+from fxcompress.draws import kept
 from fxcompress.graph import COMPRESSION
 from fxcompress.module import CompressedModule
 from fxcompress.operators import BATCH_NORMS
@@ -26,19 +29,16 @@ def observe_only(net: CompressedModule, inputs: Mapping[str, Any]) -> None:
             for norm in [m for m in net.modules() if isinstance(m, BATCH_NORMS)]:
                 norm.eval()
             net.get_submodule(COMPRESSION).train()
-            net(**inputs)
+            args, kwargs = calls.spread(inspect.signature(net.forward), inputs)
+            net(*args, **kwargs)
 
 
 @contextmanager
 def _untouched(net: CompressedModule) -> Iterator[None]:
     modes = {module: module.training for module in net.modules()}
-    kept = {name: b.clone() for name, b in net.named_buffers() if not name.startswith(f"{COMPRESSION}.")}
-    devices = sorted({p.device.index for p in net.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices):
+        with kept(net, but=f"{COMPRESSION}."):
             yield
     finally:
-        for name, buffer in kept.items():
-            net.get_buffer(name).copy_(buffer)
         for module, mode in modes.items():
             module.training = mode

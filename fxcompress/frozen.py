@@ -11,15 +11,24 @@ from fxcompress.errors import ExportError
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
     FoldBatchNorm,
+    FoldConstants,
     Freeze,
     IntegerProducts,
+    LinearizeProducts,
     LowerToQdq,
     MergeDuplicates,
     MoveActivations,
     QuantizeBias,
+    RearrangeWeights,
     RemoveDisabled,
 )
 from fxcompress.pipeline import Hook, Pass, run
+
+_FROZEN: tuple[Pass, ...] = (
+    RemoveDisabled(), LinearizeProducts(), FoldConstants(), Freeze(), RearrangeWeights(), FoldBatchNorm(),
+    QuantizeBias(),
+)  # fmt: skip
+"""A trained net's way to constants."""
 
 
 def freeze(net: CompressedModule, after: Hook | None = None) -> GraphModule:
@@ -28,15 +37,14 @@ def freeze(net: CompressedModule, after: Hook | None = None) -> GraphModule:
     It computes what the exported file computes, up to how a runtime rounds. `net` itself stays as it was.
     """
     gm = evaluation_copy(net)
-    run(gm, [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias(), IntegerProducts()], after)
+    run(gm, [*_FROZEN, IntegerProducts()], after)
     return gm
 
 
 def lower(net: CompressedModule, after: Hook | None = None) -> GraphModule:
     """A copy of `net` in QDQ form: float operators between quantize-dequantize pairs and stored integers."""
     gm = evaluation_copy(net)
-    frozen: list[Pass] = [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias()]
-    run(gm, [*frozen, MergeDuplicates(), MoveActivations(), LowerToQdq()], after)
+    run(gm, [*_FROZEN, MergeDuplicates(), MoveActivations(), LowerToQdq()], after)
     return gm
 
 

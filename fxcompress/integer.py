@@ -7,6 +7,7 @@ Sums are kept in float32 where no sum can reach 2^24, else in float64 (exact to 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,13 @@ integer_conv_transpose2d = _integer(F.conv_transpose2d, 2)
 integer_conv_transpose3d = _integer(F.conv_transpose3d, 3)
 integer_linear = _integer(F.linear, None)
 
+
+def integer_matmul(x: Tensor, y: Tensor, scales: tuple[Tensor, Tensor]) -> Tensor:
+    """`x @ y` on the integers behind two activations, exact in float64."""
+    x_integers, y_integers = (torch.div(a, s).round_().double() for a, s in zip((x, y), scales, strict=True))
+    return torch.matmul(x_integers, y_integers).to(torch.float32) * (scales[0] * scales[1])
+
+
 INTEGER: dict[Any, Product] = {
     F.conv1d: integer_conv1d,
     F.conv2d: integer_conv2d,
@@ -63,6 +71,8 @@ INTEGER: dict[Any, Product] = {
     F.conv_transpose2d: integer_conv_transpose2d,
     F.conv_transpose3d: integer_conv_transpose3d,
     F.linear: integer_linear,
+    torch.matmul: integer_matmul,
+    operator.matmul: integer_matmul,
 }
 
 

@@ -16,7 +16,7 @@ WEIGHT_OWNING = (
 OPENED = (
     *WEIGHT_OWNING, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict,
     nn.MultiheadAttention, nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
-    nn.TransformerDecoderLayer, nn.Bilinear,
+    nn.TransformerDecoderLayer, nn.Bilinear, nn.RNNBase, nn.RNNCellBase,
 )  # fmt: skip
 """`torch.nn` modules whose forward is captured; the others stay calls."""
 

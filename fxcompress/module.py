@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule
+from torch.utils import _pytree as pytree
 
 from fxcompress import calls
 from fxcompress.capture import Captured, Variant, capture_call
@@ -19,6 +20,7 @@ from fxcompress.islands import Island
 from fxcompress.mirror import HOOKS
 from fxcompress.pickling import from_records, to_records
 from fxcompress.symbols import Untraceable
+from fxcompress.view import Flags, View
 
 _UNSTORED = ("_graph", "_regions", "_forwards")
 """What a copy makes anew."""
@@ -49,6 +51,7 @@ class CompressedModule(GraphModule):
             root.__dict__[slot] = self.__dict__[slot]
         for slot in HOOKS:
             self.__dict__[slot], root.__dict__[slot] = root.__dict__[slot], type(root.__dict__[slot])()
+        self.__dict__["_is_full_backward_hook"] = root.__dict__.get("_is_full_backward_hook")
         self._non_persistent_buffers_set |= root._non_persistent_buffers_set
         self.__dict__.update({k: v for k, v in root.__dict__.items() if k not in self.__dict__ and k != "forward"})
         self.training = root.training
@@ -70,7 +73,7 @@ class CompressedModule(GraphModule):
     def graph(self) -> Graph:
         """The root's graph in the current mode; an empty one if the root is an island."""
         variants = self._regions.get("", [])
-        flags = _Flags(self)
+        flags = Flags(self)
         fitting = [v for v in variants if v.fits(v.pattern, flags)]
         return (fitting or variants)[0].graph if variants else Graph()
 
@@ -96,9 +99,13 @@ class CompressedModule(GraphModule):
         """The graphs of all regions, patterns and modes."""
         return tuple(variant.graph for variant in self.variants)
 
+    def view(self, graph: Graph) -> GraphModule:
+        """One of the graphs as a GraphModule on the same modules, to read."""
+        return View(self, graph)
+
     def views(self) -> Iterator[GraphModule]:
-        """A GraphModule on the same modules for each graph, in turn, to read."""
-        return (_View(self, graph) for graph in self.graphs)
+        """A view of each graph, in turn."""
+        return map(self.view, self.graphs)
 
     def each_variant(self) -> Iterator[GraphModule]:
         """The views for passes to rewrite; the net recompiles when all are done."""
@@ -133,7 +140,7 @@ class CompressedModule(GraphModule):
         except Untraceable as error:
             name = path or type(self).__name__
             raise InputError(f"cannot call '{name}': {error}; pass tensors in containers") from None
-        flags = _Flags(self)
+        flags = Flags(self)
         for variant in self._regions.get(path, ()):
             if variant.fits(pattern, flags):
                 return self._forwards[id(variant)](self, *values.values())
@@ -149,9 +156,13 @@ class CompressedModule(GraphModule):
             return type(self._written).forward(self._written, *args, **kwargs)
 
         if "_written" in self.__dict__:
-            own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
             signature = self._signature("")
-            forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])  # type: ignore[attr-defined]
+            others = list(signature.parameters.values())
+            positional_only = others and others[0].kind is inspect.Parameter.POSITIONAL_ONLY
+            own = inspect.Parameter(
+                "self", others[0].kind if positional_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+            )
+            forward.__signature__ = signature.replace(parameters=[own, *others])  # type: ignore[attr-defined]
         return forward
 
     def _signature(self, path: str) -> inspect.Signature:
@@ -171,7 +182,7 @@ class CompressedModule(GraphModule):
             if name not in self._buffers and name != "training":
                 self.register_buffer(name, tensor, persistent=False)
         if self.rewrite_more is not None:
-            self.rewrite_more(self, _View(self, variant.graph))
+            self.rewrite_more(self, View(self, variant.graph))
         self._regions.setdefault(path, []).append(variant)
         forward = type(self).forward
         self._compile(variant)
@@ -197,6 +208,7 @@ class CompressedModule(GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> CompressedModule:
         net = type(self).__new__(type(self))
         memo[id(self)] = net
+        memo |= {id(t): t.detach().clone() for t in _leftovers(self)}
         state = {k: v for k, v in self.__dict__.items() if k not in _UNSTORED}
         net.__dict__.update(copy.deepcopy(state, memo))
         net.__dict__["_regions"] = {
@@ -241,49 +253,21 @@ def _hand_over(net: CompressedModule, path: str) -> None:
     module.__dict__["forward"] = Region(net, path, module.__dict__.get("forward"))
 
 
-class _Flags(Mapping[str, bool]):
-    """The `training` flags of a net's modules by path, as they are."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
-
-    def __getitem__(self, path: str) -> bool:
-        module: Any = self.net
-        *owner, name = path.split(".")
-        for part in owner:
-            module = module._modules[part]
-        return bool(getattr(module, name))
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{path}.training".removeprefix(".") for path, _ in self.net.named_modules())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.net.modules())
-
-
-class _View(GraphModule):
-    """One graph of a net as a GraphModule of its own, on the net's modules; never run by users."""
-
-    def __init__(self, net: CompressedModule, graph: Graph) -> None:
-        nn.Module.__init__(self)
-        for slot in ("_parameters", "_buffers", "_modules"):
-            self.__dict__[slot] = net.__dict__[slot]
-        self.meta = {}
-        self.__dict__["_graph"] = graph
-        self.__dict__.update({k: v for k, v in net.__dict__.items() if k not in self.__dict__})
-        self.training = net.training
-        graph.owning_module = self
-
-    def recompile(self) -> Any:
-        """Nothing: the net compiles its graphs once, after all passes."""
-
-
 def _refuse_shadowing(root: nn.Module) -> None:
     own = {*dir(CompressedModule), "graph", "schedule", "spec", "meta", "compression", *_UNSTORED, "_written"}
     own -= set(dir(nn.Module))
     for name in (*root._modules, *root._parameters, *root._buffers):
         if name in own:
             raise CaptureError(f"the model has an attribute '{name}', which a compressed net uses itself; rename it")
+
+
+def _leftovers(net: CompressedModule) -> Iterator[torch.Tensor]:
+    """Tensors of the last forward that islands keep in attributes; with their history they cannot be copied."""
+    for module in (*net.modules(), *net._written.modules()):
+        values = [v for k, v in module.__dict__.items() if not k.startswith("_")]
+        for leaf in pytree.tree_leaves(values):
+            if isinstance(leaf, torch.Tensor) and not leaf.is_leaf:
+                yield leaf
 
 
 def _new(name: str) -> CompressedModule:

@@ -18,6 +18,13 @@ CONVOLUTIONS: frozenset[Any] = frozenset({F.conv1d, F.conv2d, F.conv3d})
 TRANSPOSED: frozenset[Any] = frozenset({F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
 PRODUCTS: frozenset[Any] = CONVOLUTIONS | TRANSPOSED | {F.linear}
 """Operators with a weight as their second argument: (input, weight, bias, ...)."""
+MATMULS: frozenset[Any] = frozenset({torch.matmul, operator.matmul})
+"""Products of two tensors, of which either may be a weight; canonical for mm and bmm."""
+RECURRENT: frozenset[Any] = frozenset(
+    getattr(torch, name)
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+)
+"""Recurrent layers, with their weights and biases among their arguments."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 RELUS: frozenset[Any] = frozenset({F.relu, torch.relu, "relu", nn.ReLU})
@@ -35,6 +42,12 @@ VIEWS: frozenset[Any] = frozenset({
     torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, torch.unbind, operator.getitem, nn.Identity,
 })  # fmt: skip
 """Operators whose output may share its input's memory."""
+
+MOVES: frozenset[Any] = CATS | VIEWS | {
+    torch.stack, torch.t, "t", torch.movedim, "movedim", torch.swapaxes, "swapaxes", torch.narrow, "narrow",
+    torch.select, "select", "expand", "clone",
+}  # fmt: skip
+"""Operators that put a weight's elements elsewhere and compute nothing."""
 
 STOCHASTIC_DEPTHS = ("stochastic_depth", "StochasticDepth", "drop_path", "DropPath")
 """Functions and modules of torchvision, timm and transformers, by how their names end: none is a dependency."""
@@ -54,9 +67,33 @@ def called(gm: GraphModule, node: Node) -> Any:
     return node.target if node.op in ("call_function", "call_method") else None
 
 
+def is_constant(node: Node) -> bool:
+    """Whether `node` yields a tensor that depends on no input: a weight, or what is computed from weights."""
+    return "tensor_meta" in node.meta and (node.op == "get_attr" or bool(node.meta.get("constant")))
+
+
 def is_product(node: Node) -> bool:
     """Whether `node` multiplies an activation by a weight."""
-    return node.op == "call_function" and node.target in PRODUCTS
+    return node.op == "call_function" and _operands(node) is not None
+
+
+def is_activation_product(node: Node) -> bool:
+    """Whether `node` is a matrix product of two activations."""
+    return node.target in MATMULS and all(isinstance(a, Node) and is_activation(a) for a in node.args[:2])
+
+
+def _operands(node: Node) -> tuple[int, int] | None:
+    """Which arguments of a product are its activation and its weight; None if `node` is none."""
+    if node.target in PRODUCTS:
+        return 0, 1
+    first = 1 if node.target is torch.addmm else 0
+    if node.target not in MATMULS | {torch.addmm} or node.kwargs:
+        return None
+    pair = [a for a in node.args[first : first + 2] if isinstance(a, Node)]
+    constant = [is_constant(a) and len(shape_of(a)) > 1 for a in pair]
+    if len(pair) < 2 or sum(constant) != 1:
+        return None
+    return (first, first + 1) if constant[1] else (first + 1, first)
 
 
 def is_batch_norm(gm: GraphModule, node: Node) -> bool:
@@ -85,6 +122,11 @@ def is_value_preserving(gm: GraphModule, node: Node) -> bool:
     return called(gm, node) in VALUE_PRESERVING or is_dropout(gm, node)
 
 
+def is_move(node: Node) -> bool:
+    """Whether `node` only puts elements elsewhere."""
+    return node.target in MOVES or (node.target is getattr and node.args[1] in ("T", "mT"))
+
+
 def is_elementwise(gm: GraphModule, node: Node) -> bool:
     """Whether `node` adds or multiplies two activations, for which runtimes have integer kernels."""
     if called(gm, node) not in ADDS | MULS or node.kwargs:
@@ -94,19 +136,23 @@ def is_elementwise(gm: GraphModule, node: Node) -> bool:
 
 def has_integer_kernel(gm: GraphModule, node: Node) -> bool:
     """Whether runtimes compute `node` on integers when its inputs and output are quantized."""
-    return is_product(node) or is_elementwise(gm, node) or called(gm, node) in AVERAGE_POOLS
+    two_tensors = is_elementwise(gm, node) or is_activation_product(node)
+    return is_product(node) or two_tensors or called(gm, node) in AVERAGE_POOLS
 
 
 def is_activation(node: Node) -> bool:
     """Whether `node` yields a floating-point tensor that depends on the model's inputs."""
     meta = node.meta.get("tensor_meta")
     dtype = getattr(meta, "dtype", None)
-    return node.op not in ("get_attr", "output") and dtype is not None and bool(dtype.is_floating_point)
+    is_floating = dtype is not None and bool(dtype.is_floating_point)
+    return is_floating and node.op != "output" and not is_constant(node)
 
 
 def activation_inputs(node: Node) -> list[Node]:
-    """The inputs of `node` that may be activations; of a product its first argument alone."""
-    inputs = node.args[:1] if is_product(node) else node.all_input_nodes
+    """The inputs of `node` that may be activations; of a product or a recurrent layer its input alone."""
+    if is_product(node):
+        return [input_of(node)]
+    inputs = node.args[:1] if node.target in RECURRENT else node.all_input_nodes
     return [n for n in inputs if isinstance(n, Node)]
 
 
@@ -122,20 +168,59 @@ def argument(node: Node, position: int, name: str, default: Any = None) -> Any:
     return node.kwargs.get(name, default)
 
 
+def input_of(product: Node) -> Any:
+    """The node of the activation that a product multiplies."""
+    operands = _operands(product)
+    assert operands is not None
+    return argument(product, operands[0], "input")
+
+
 def weight_of(product: Node) -> Any:
     """The node that a product takes its weight from."""
-    return argument(product, 1, "weight")
+    operands = _operands(product)
+    assert operands is not None
+    return argument(product, operands[1], "weight")
+
+
+def bias_of(product: Node) -> Any:
+    """The node that a product takes its bias from, or None."""
+    if product.target is torch.addmm:
+        return product.args[0]
+    return argument(product, 2, "bias") if product.target in PRODUCTS else None
+
+
+def weights_of(node: Node) -> list[tuple[Node, int]]:
+    """The weights that `node` computes with, each with the axis that counts its output channels (or rows)."""
+    if node.op != "call_function":
+        return []
+    if is_product(node):
+        return [(weight_of(node), channel_axis(node))]
+    if node.target is F.embedding:
+        return [(n, 0) for n in [argument(node, 1, "weight")] if is_constant(n)]
+    if node.target in RECURRENT:
+        return [(n, 0) for n in node.all_input_nodes[1:] if is_constant(n) and len(shape_of(n)) > 1]
+    return []
 
 
 def channel_axis(product: Node) -> int:
     """The axis of a product's weight that counts output channels (per group, for transposed convolutions)."""
-    return 1 if product.target in TRANSPOSED else 0
+    if product.target in PRODUCTS:
+        return 1 if product.target in TRANSPOSED else 0
+    operands = _operands(product)
+    assert operands is not None
+    axes = len(shape_of(weight_of(product)))
+    return axes - 1 if operands[0] < operands[1] else axes - 2
 
 
-def macs(product: Node) -> int:
-    """Multiply-accumulates of one product over the whole example batch (groups counted)."""
-    weight = weight_of(product)
+def macs(node: Node, weight: Node) -> int:
+    """Multiply-accumulates of `node` with one of its weights over the whole example batch (groups counted)."""
     shape = shape_of(weight)
-    if product.target in TRANSPOSED:
-        return math.prod(shape_of(product.args[0])) * math.prod(shape[1:])  # type: ignore[arg-type]
-    return math.prod(shape_of(product)) * math.prod(shape[1:])
+    if node.target is F.embedding:
+        return 0
+    if node.target in RECURRENT:
+        return math.prod(shape_of(node.args[0])[:-1]) * math.prod(shape)  # type: ignore[arg-type]
+    if node.target in TRANSPOSED:
+        return math.prod(shape_of(input_of(node))) * math.prod(shape[1:])
+    if node.target in PRODUCTS:
+        return math.prod(shape_of(node)) * math.prod(shape[1:])
+    return math.prod(shape_of(node)) * shape[-2 if channel_axis(node) == len(shape) - 1 else -1]

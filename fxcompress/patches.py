@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ClassMethodDescriptorType
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import nn
 from torch.fx import _symbolic_trace
@@ -69,6 +67,7 @@ def watching(record: Callable[..., Any], is_busy: Callable[[], bool]) -> Iterato
             stack.enter_context(mock.patch.object(torch, name, _recorded(getattr(torch, name), record, is_busy)))
         for name in ("finfo", "iinfo"):
             stack.enter_context(mock.patch.object(torch, name, _of_dtype(getattr(torch, name), record)))
+        stack.enter_context(mock.patch.object(torch, "_check_with", _deciding(torch._check_with)))
         for place, why in LOST.items():
             owner, attribute = _locate(place)
             stack.enter_context(mock.patch.object(owner, attribute, _refusing(owner, attribute, why, is_busy)))
@@ -85,6 +84,13 @@ def _recorded(function: Any, record: Any, is_busy: Any) -> Any:
 def _of_dtype(function: Any, record: Any) -> Any:
     def call(*args: Any) -> Any:
         return record(function, args, {}) if any(map(is_symbol, args)) else function(*args)
+
+    return call
+
+
+def _deciding(check: Any) -> Any:
+    def call(error: Any, condition: Any, message: Any) -> None:
+        check(error, bool(condition) if is_symbol(condition) else condition, message)
 
     return call
 
@@ -107,26 +113,3 @@ def _locate(place: str) -> tuple[Any, str]:
     for part in path[1:]:
         owner = getattr(owner, part)
     return owner, attribute
-
-
-class Draws:
-    """Random states as they were: a draw outside of the graph would be the same at every call of the net."""
-
-    def __init__(self) -> None:
-        self._torch, self._python = torch.get_rng_state(), random.getstate()
-        self._numpy: Any = np.random.get_state()
-
-    def restore(self) -> None:
-        """Put the states back."""
-        torch.set_rng_state(self._torch)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-
-    def refuse(self) -> None:
-        """Put the states back, and raise Untraceable if anything was drawn since."""
-        same = torch.equal(self._torch, torch.get_rng_state()) and self._python == random.getstate()
-        numpy_state: Any = np.random.get_state()
-        same = same and self._numpy[2] == numpy_state[2] and np.array_equal(self._numpy[1], numpy_state[1])
-        self.restore()
-        if not same:
-            raise Untraceable("it draws random numbers that a graph would hold as constants")

@@ -13,6 +13,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from fxcompress.islands import WEIGHT_OWNING
+from fxcompress.operators import is_constant
 from fxcompress.symbols import NUMERIC, Symbol, Untraceable, is_symbol, symbols_in
 from fxcompress.values import Values, note
 
@@ -28,6 +29,7 @@ class Recorder(Tracer):
         self.assumed: dict[tuple[Any, Node], None] = {}
         self.constants: dict[str, Tensor] = {}
         self.grad_enabled = True
+        self.region = ""  # the path of the module whose forward is recorded
         self._counts: dict[str, int] = {}
         self._bases: dict[Node, str] = {}
 
@@ -41,6 +43,8 @@ class Recorder(Tracer):
         symbol.value = self.values.attribute(str(target)) if kind == "get_attr" else value
         symbol.unsettled = any(s.unsettled for s in symbols_in((args, kwargs)))
         note(symbol)
+        if computed and depends_on_no_input(symbol.node):
+            symbol.node.meta["constant"] = True
         return symbol
 
     def proxy(self, node: Node) -> Proxy:
@@ -73,6 +77,8 @@ class Recorder(Tracer):
             self.grad_enabled = torch.is_grad_enabled()
             super().create_node("call_function", torch._C._set_grad_enabled, (self.grad_enabled,), {})
         site = self._site(kind, target) if kind.startswith("call") else str(target)
+        if kind == "placeholder":
+            site = f"{self.region}.{target}".removeprefix(".")
         base = site
         if kind.startswith("call"):
             number = self._counts[site] = self._counts.get(site, -1) + 1
@@ -81,6 +87,8 @@ class Recorder(Tracer):
             self._counts.setdefault(site, 0)
         node = super().create_node(kind, target, args, kwargs, re.sub(r"\W", "_", site), *rest, **more)
         node.meta["site"] = site
+        owner, cls = next(reversed(self.module_stack.values()), ("", None))
+        node.meta["owner"] = (owner, getattr(cls, "__name__", ""))
         if kind.startswith("call"):
             self._bases[node] = base
         return node
@@ -112,9 +120,12 @@ class Recorder(Tracer):
                 path += "_"
             self.constants[path] = tensor
             self.paths[id(tensor)] = path
-        node = self.create_node("get_attr", path, (), {})
-        node.meta["tensor_meta"] = _extract_tensor_metadata(tensor)
-        return node
+        if path not in self.attributes:
+            node = self.create_node("get_attr", path, (), {})
+            node.meta["tensor_meta"] = _extract_tensor_metadata(tensor)
+            value = self.values.like(tensor) if path in self.constants else self.values.attribute(path)
+            self.attributes[path] = Symbol(node, self, value)
+        return self.attributes[path].node
 
     def _container(self, a: Any) -> Node:
         items = {key: self.create_arg(value) for key, value in a.items()}
@@ -123,6 +134,11 @@ class Recorder(Tracer):
         if not all(isinstance(key, str) for key in items):
             raise Untraceable(f"it makes a {type(a).__name__}, which a graph cannot make")
         return self.create_node("call_function", type(a), (), items)
+
+
+def depends_on_no_input(node: Node) -> bool:
+    """Whether `node` computes from weights alone."""
+    return bool(node.all_input_nodes) and all(map(is_constant, node.all_input_nodes))
 
 
 _READS: frozenset[Any] = frozenset({getattr, operator.getitem, len, "size", "dim", "numel"}) | NUMERIC

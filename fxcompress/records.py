@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from fxcompress.draws import kept
 from fxcompress.errors import CaptureError
 from fxcompress.mirror import mirror, without_hooks
 
@@ -33,23 +33,25 @@ class Records:
 
 def observe(
     root: nn.Module,
+    path: str,
     arguments: tuple[tuple[Any, ...], dict[str, Any]],
     flags: Mapping[str, bool],
     like: Callable[[Any], Any],
 ) -> Records:
-    """Run `root` on positional and keyword `arguments` in the modes `flags`, and record every call through `like`.
+    """Run the module of `root` at `path` on positional and keyword `arguments` in the modes `flags`, and record every
+    call through `like`.
 
     Buffers, random states and attributes of the model are left as they were. Raises CaptureError if the model fails.
     """
     twin = without_hooks(mirror(root))
     records = Records()
-    for path, module in twin.named_modules():
-        module.training = flags[f"{path}.training".removeprefix(".")]
-        _record(module, path, records, like)
+    for name, module in twin.named_modules():
+        module.training = flags[f"{name}.training".removeprefix(".")]
+        _record(module, name, records, like)
     args, kwargs = arguments
     try:
         with kept(root), torch.enable_grad():
-            twin(*args, **kwargs)
+            twin.get_submodule(path)(*args, **kwargs)
     except Exception as error:
         place = f"'{records.entered}'" if records.entered else "the model's own forward"
         raise CaptureError(
@@ -73,17 +75,3 @@ def _record(module: nn.Module, path: str, records: Records, like: Callable[[Any]
 
     module.register_forward_pre_hook(enter, with_kwargs=True)
     module.register_forward_hook(leave)
-
-
-@contextmanager
-def kept(root: nn.Module) -> Iterator[None]:
-    """Put buffers and random states back at the end."""
-    buffers = {name: b.clone() for name, b in root.named_buffers()}
-    devices = sorted({p.device.index for p in root.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in root.named_buffers():
-                buffer.copy_(buffers[name])

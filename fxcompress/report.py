@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxcompress.graph import module_of, site
+from fxcompress.graph import module_of
 from fxcompress.module import CompressedModule
-from fxcompress.operators import is_product, macs, shape_of, weight_of
+from fxcompress.operators import activation_inputs, macs, shape_of, weights_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
-from fxcompress.sites import Site, all_sites, strip
+from fxcompress.sites import Site, all_sites, find_sites, strip, weight_sources
 from fxcompress.tables import text_of
 
 FLOAT_BITS = 32
@@ -84,10 +85,21 @@ def report(net: CompressedModule) -> Report:
 
 def rows_of(net: CompressedModule) -> list[Row]:
     """A row for every weight and activation of `net` as it is now."""
-    owners = _products_by_weight(net)
+    owners = _uses_by_weight(net)
     sites = all_sites(net.views())
     rows = [_row(net, s, owners.get(s.name, [])) for s in sites.values()]
-    return rows + [_left_alone(net, name, p) for name, p in net.named_parameters() if p.ndim > 1 and name not in sites]
+    seen = {*sites, *_read_by_sites(sites.values())}
+    return rows + [_left_alone(net, name, p) for name, p in net.named_parameters() if p.ndim > 1 and name not in seen]
+
+
+def _read_by_sites(sites: Iterable[Site]) -> Iterator[str]:
+    """The parameters that computed weights, which have rows of their own, are computed from."""
+    pending = [s.node for s in sites if s.kind == "weight"]
+    while pending:
+        node = pending.pop()
+        pending += node.all_input_nodes
+        if node.op == "get_attr":
+            yield str(node.target)
 
 
 def _left_alone(net: CompressedModule, name: str, weight: Tensor) -> Row:
@@ -96,36 +108,58 @@ def _left_alone(net: CompressedModule, name: str, weight: Tensor) -> Row:
     return Row(name, "weight", FLOAT_BITS, 0.0, weight.numel() * FLOAT_BITS / 8, 0, 0.0, False, reason)
 
 
-def _row(net: CompressedModule, at: Site, products: list[Node]) -> Row:
+def _row(net: CompressedModule, at: Site, products: list[_Use]) -> Row:
     pruner, quantizer = _compressors(net, at.node)
     bits = quantizer.grid.bits if quantizer is not None and quantizer.is_enabled else FLOAT_BITS
     mask = pruner.mask if pruner is not None and pruner.is_enabled else None
     sparsity = 0.0 if mask is None else 1 - float(mask.float().mean())
     shape = shape_of(at.node)
     elements = math.prod(shape if at.kind == "weight" else shape[1:])
-    work = sum(macs(p) // shape_of(p)[0] for p in products)
-    bops = sum(_bops(net, p, bits, sparsity) for p in products)
+    work = sum(p.macs for p in products)
+    bops = sum(p.macs * _bops_of_a_mac(net, p, bits, sparsity) for p in products)
     rewritten = pruner is not None or quantizer is not None
     reason = at.reason or ("" if rewritten else "no rule selects it")
     return Row(at.name, at.kind, bits, sparsity, elements * bits / 8, work, bops, rewritten, reason)
 
 
-def _bops(net: CompressedModule, product: Node, weight_bits: int, sparsity: float) -> float:
-    """m n k^2 ((1 - p) b_a b_w + b_a + b_w + log2(n k^2)) at every output position (arXiv 2102.11289)."""
-    fan_in = math.prod(shape_of(weight_of(product))[1:])
-    _, quantizer = _compressors(net, strip(net, product.args[0]))  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class _Use:
+    """One use of a weight: by which node, along which axis of it, and its multiply-accumulates for one sample."""
+
+    node: Node
+    weight: Node
+    axis: int
+    macs: int
+
+
+def _bops_of_a_mac(net: CompressedModule, use: _Use, weight_bits: int, sparsity: float) -> float:
+    """(1 - p) b_a b_w + b_a + b_w + log2(n k^2), at each of the m n k^2 MACs of an output position (arXiv
+    2102.11289)."""
+    shape = shape_of(use.weight)
+    fan_in = math.prod(shape) // max(shape[use.axis], 1)
+    _, quantizer = _compressors(net, strip(net, activation_inputs(use.node)[0]))
     b_a = quantizer.grid.bits if quantizer is not None and quantizer.is_enabled else FLOAT_BITS
-    per_mac = (1 - sparsity) * b_a * weight_bits + b_a + weight_bits + math.log2(max(fan_in, 1))
-    return macs(product) / shape_of(product)[0] * per_mac
+    return (1 - sparsity) * b_a * weight_bits + b_a + weight_bits + math.log2(max(fan_in, 1))
 
 
-def _products_by_weight(net: CompressedModule) -> dict[str, list[Node]]:
-    owners: dict[str, list[Node]] = {}
-    graphs = [variants[0].graph for variants in net.evaluation_variants.values()]
-    for node in (n for graph in graphs for n in graph.nodes):
-        if is_product(node):
-            owners.setdefault(site(strip(net, weight_of(node))), []).append(node)
-    return owners
+def _uses_by_weight(net: CompressedModule) -> dict[str, list[_Use]]:
+    """How each weight is used in evaluation, by the name of its site."""
+    uses: dict[str, list[_Use]] = {}
+    batch = _batch(net)
+    for gm in (net.view(variants[0].graph) for variants in net.evaluation_variants.values()):
+        names = {s.node: s.name for s in find_sites(gm) if s.kind == "weight"}
+        for use in (_Use(n, w, axis, macs(n, w) // batch) for n in gm.graph.nodes for w, axis in weights_of(n)):
+            for source, _ in weight_sources(gm, use.weight, use.axis):
+                uses.setdefault(names[source], []).append(use)
+    return uses
+
+
+def _batch(net: CompressedModule) -> int:
+    """How many samples the example inputs hold: the length of their first tensor, or of the list of them."""
+    for value in net.schedule.example_inputs.values():
+        if isinstance(value, (list, tuple, Tensor)) and len(value):
+            return len(value)
+    return 1
 
 
 def _compressors(net: GraphModule, node: Node) -> tuple[Pruner | None, Quantizer | None]:

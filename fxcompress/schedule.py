@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch import nn
 
+from fxcompress.constants import evaluate
 from fxcompress.dryrun import observe_only
 from fxcompress.errors import ScheduleError
-from fxcompress.graph import COMPRESSION, tensor_at
+from fxcompress.graph import COMPRESSION
 from fxcompress.module import CompressedModule
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
@@ -124,7 +124,7 @@ class Schedule:
 
     def _apply(self, event: Event, weights: Mapping[str, Any]) -> None:
         module = self.net.get_submodule(event.path)
-        weight = _evaluate(self.net, weights[event.path]) if event.kind == "weight" else None
+        weight = evaluate(self.net, weights[event.path]) if event.kind == "weight" else None
         if isinstance(module, Pruner):
             module.prune(event.value, weight)
         elif isinstance(module, Quantizer):
@@ -162,12 +162,3 @@ def _compressors(net: nn.Module) -> Iterable[tuple[str, Any]]:
 
 def _reset(module: Any) -> None:
     (module.observer if isinstance(module, Quantizer) else module).reset()
-
-
-def _evaluate(net: GraphModule, node: Any) -> Tensor:
-    """The value of a weight: a parameter, behind the pruner that may stand on it."""
-    if isinstance(node, Node) and node.op == "call_module":
-        module: Any = net.get_submodule(str(node.target))
-        value: Tensor = module(_evaluate(net, node.args[0]))
-        return value
-    return tensor_at(net, str(node.target)).detach()

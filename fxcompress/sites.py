@@ -7,23 +7,27 @@ pruned where a product's unit ends, unless that is an output of the model.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch.fx import GraphModule, Node
 
-from fxcompress.graph import module_of, site
+from fxcompress.constants import expression
+from fxcompress.graph import has_module, module_of, site
 from fxcompress.operators import (
+    RECURRENT,
     activation_inputs,
-    channel_axis,
     has_integer_kernel,
     is_activation,
     is_batch_norm,
+    is_constant,
     is_fusible_activation,
+    is_move,
     is_product,
     is_value_preserving,
-    weight_of,
+    weights_of,
 )
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
@@ -55,15 +59,15 @@ class Site:
 def find_sites(gm: GraphModule) -> list[Site]:
     """All sites of a graph, in graph order, each weight once."""
     edges = _edge_products(gm)
-    weights: dict[str, Site] = {}
-    for product in filter(is_product, gm.graph.nodes):
-        found = _weight_site(gm, product, product in edges)
-        known = weights.get(found.name)
-        if known is not None and known.axis != found.axis:
-            found = replace(found, quantizable=False, reason="two products count its channels along different axes")
-        elif known is not None and not found.is_edge:
-            found = known
-        weights[found.name] = found
+    weights: dict[Node, Site] = {}
+    expressions: dict[str, str] = {}
+    operands = [(n, *w) for n in gm.graph.nodes for w in weights_of(n)]
+    for user, weight, channels in operands:
+        for source, axis in weight_sources(gm, weight, channels):
+            known = weights.get(source) or _weight_site(gm, user, source, axis, expressions)
+            if axis != known.axis:  # its users count channels along different axes
+                known = replace(known, axis=None)
+            weights[source] = replace(known, is_edge=known.is_edge or user in edges)
     return [*weights.values(), *_activation_sites(gm, edges)]
 
 
@@ -98,7 +102,10 @@ def sources(gm: GraphModule, node: Node) -> Iterator[Node]:
         if node in seen:
             continue
         seen.add(node)
-        if is_value_preserving(gm, node):
+        produced = _producer(node)
+        if produced is not node and not is_value_preserving(gm, produced):
+            yield from [node] if is_activation(node) else []
+        elif is_value_preserving(gm, node):
             pending += reversed([n for n in node.all_input_nodes if not _is_size(n)])
         elif is_activation(node):
             yield node
@@ -118,20 +125,63 @@ def tail(gm: GraphModule, node: Node) -> Node:
     return node
 
 
-def _weight_site(gm: GraphModule, product: Node, is_edge: bool) -> Site:
-    node = strip(gm, weight_of(product))
-    name, owner = site(node), site(node).rpartition(".")[0]
-    types = (type(gm.get_submodule(owner)).__name__,) if node.op == "get_attr" else ()
-    computed = node.op != "get_attr"
-    reason = "the weight is computed from other tensors" if computed else ""
-    names = (name, owner, site(product))
-    return Site(name, "weight", node, names, types, channel_axis(product), is_edge, not computed, not computed, reason)
+def _producer(node: Node) -> Node:
+    """The node whose tuple `node` is an item of, else `node` itself."""
+    while node.target is operator.getitem and "tensor_meta" not in node.args[0].meta:  # type: ignore[union-attr]
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def weight_sources(gm: GraphModule, weight: Node, axis: int) -> Iterator[tuple[Node, int | None]]:
+    """The tensors that a product's `weight` is made of, seen through what only moves elements, each with the axis that
+    lies along `axis` of the weight, None where there is none."""
+    pending, seen = [weight], set[Node]()
+    while pending:
+        node = strip(gm, pending.pop())
+        if node in seen:
+            continue
+        seen.add(node)
+        inputs = node.all_input_nodes
+        if is_move(node) and inputs and all(map(is_constant, inputs)):
+            pending += inputs
+        else:
+            yield node, axis if node is strip(gm, weight) else _same_axis(node, weight, axis)
+
+
+def _same_axis(source: Node, operand: Node, axis: int) -> int | None:
+    """The axis of `source` that lies along `axis` of `operand`, which was made from it by moving elements."""
+    ours, theirs = source.meta.get("tensor_meta"), operand.meta["tensor_meta"]
+    if ours is None:
+        return None
+    along = [k for k, n in enumerate(ours.shape) if n > 1 and ours.stride[k] == theirs.stride[axis]]
+    return along[0] if along else None
+
+
+def _weight_site(gm: GraphModule, user: Node, node: Node, axis: int | None, expressions: dict[str, str]) -> Site:
+    is_computed = is_constant(node) and node.op != "get_attr"
+    name = _name_of_computed(user, expression(node), expressions) if is_computed else site(node)
+    reason = "" if is_constant(node) else "the weight depends on the model's inputs"
+    owner = name.rpartition(".")[0]
+    types = (type(gm.get_submodule(owner)).__name__,) if has_module(gm, owner) else ()
+    names = tuple(dict.fromkeys((name, owner, site(user))))
+    return Site(name, "weight", node, names, types, axis, False, not reason, not reason, reason)
+
+
+def _name_of_computed(user: Node, what: str, expressions: dict[str, str]) -> str:
+    """What is computed from parameters is known by the layer that it is the weight of, however often that is called."""
+    owner = user.meta.get("owner", ("", ""))[0]
+    is_call_of_layer = site(user).removeprefix(f"{owner}_").isdigit()
+    name = f"{owner if is_call_of_layer else site(user)}.weight"
+    same = expressions.setdefault(name, what) == what
+    return name if same else f"{site(user)}.weight"
 
 
 def _activation_sites(gm: GraphModule, edges: set[Node]) -> Iterator[Site]:
     points: dict[Node, bool] = {}
     prunable = set[Node]()
     for node in gm.graph.nodes:
+        if node.target in RECURRENT:
+            points |= {s: points.get(s, False) for n in activation_inputs(node) for s in sources(gm, n)}
         if not has_integer_kernel(gm, node):
             continue
         for source in (s for n in activation_inputs(node) for s in sources(gm, n)):
@@ -167,9 +217,11 @@ def _sole_user_if(gm: GraphModule, node: Node, belongs: object) -> Node:
 
 
 def _type_name(gm: GraphModule, node: Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    owner = next(reversed(stack.values()))[1] if stack else None
-    return getattr(owner, "__name__", "input" if node.op == "placeholder" else "")
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "call_module":
+        return type(gm.get_submodule(str(node.target))).__name__
+    return str(node.meta.get("owner", ("", ""))[1])
 
 
 def _is_size(node: Node) -> bool:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from fxcompress import calls
+from fxcompress.draws import Draws
 from fxcompress.islands import Island, has_hooks, is_leaf
-from fxcompress.patches import Draws, Flag, symbolic_flags, watching
+from fxcompress.patches import Flag, symbolic_flags, watching
 from fxcompress.recorder import Recorder, drop_unread
 from fxcompress.snapshot import Snapshot
 from fxcompress.symbols import (
@@ -52,7 +53,7 @@ class ForwardTracer(Recorder):
         """The graph of a call of the module at `path` with `arguments` by parameter. Raises Untraceable, or whatever
         the forward raises."""
         module = self.tree.get_submodule(path)
-        self.traced, self.given = (path, module), arguments
+        self.traced, self.given, self.region = module, arguments, path
         with symbolic_flags(self.tree), watching(self._record, lambda: self.values.busy), torch.enable_grad():
             before, draws = Snapshot(self.tree), Draws()
             try:
@@ -69,7 +70,7 @@ class ForwardTracer(Recorder):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Placeholders for all arguments, and a call of the traced module's forward on them."""
-        path, module = self.traced
+        path, module = self.region, self.traced
         signature = inspect.signature(module.forward)
         args, kwargs = calls.spread(signature, self._placeholders(signature))
 
@@ -82,9 +83,13 @@ class ForwardTracer(Recorder):
 
     def _placeholders(self, signature: inspect.Signature) -> dict[str, Any]:
         symbols: dict[str, Symbol] = {}
-        for name, parameter in signature.parameters.items():
-            default = () if parameter.default is parameter.empty else (_storable(parameter.default),)
-            symbols[name] = self.create_proxy("placeholder", name, default, {})
+        may_default = False  # Python allows none before a parameter without one, and each is handed over by position
+        defaults: dict[str, tuple[Any, ...]] = {}
+        for name, parameter in reversed([*signature.parameters.items()]):
+            may_default = parameter.default is not parameter.empty and (may_default or not defaults)
+            defaults[name] = (_storable(parameter.default),) if may_default else ()
+        for name in signature.parameters:
+            symbols[name] = self.create_proxy("placeholder", name, defaults[name], {})
         known: dict[int, Symbol] = {}
         return {name: self._opened(symbol, self.given[name], known) for name, symbol in symbols.items()}
 

@@ -2,8 +2,10 @@
 
 from fxcompress.passes.canonicalize import Canonicalize as Canonicalize
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
+from fxcompress.passes.fold_constants import FoldConstants as FoldConstants
 from fxcompress.passes.freeze import Freeze as Freeze
 from fxcompress.passes.integer_products import IntegerProducts as IntegerProducts
+from fxcompress.passes.linearize_products import LinearizeProducts as LinearizeProducts
 from fxcompress.passes.lower_to_qdq import LowerToQdq as LowerToQdq
 from fxcompress.passes.merge_duplicates import MergeDuplicates as MergeDuplicates
 from fxcompress.passes.move_activations import MoveActivations as MoveActivations
@@ -12,5 +14,6 @@ from fxcompress.passes.prune_weights import PruneWeights as PruneWeights
 from fxcompress.passes.quantize_activations import QuantizeActivations as QuantizeActivations
 from fxcompress.passes.quantize_bias import QuantizeBias as QuantizeBias
 from fxcompress.passes.quantize_weights import QuantizeWeights as QuantizeWeights
+from fxcompress.passes.rearrange_weights import RearrangeWeights as RearrangeWeights
 from fxcompress.passes.remove_disabled import RemoveDisabled as RemoveDisabled
 from fxcompress.passes.share_scales import ShareScales as ShareScales

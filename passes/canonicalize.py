@@ -31,8 +31,9 @@ SHAPED = ("permute", "reshape")
 FUNCTION_OF: dict[Any, Any] = {
     "add": torch.add, "mul": torch.mul, "flatten": torch.flatten, "reshape": torch.reshape, "permute": torch.permute,
     "transpose": torch.transpose, "squeeze": torch.squeeze, "unsqueeze": torch.unsqueeze, "chunk": torch.chunk,
-    "split": torch.split, "unbind": torch.unbind, "relu": F.relu,
-    torch.concat: torch.cat, torch.concatenate: torch.cat,
+    "split": torch.split, "unbind": torch.unbind, "relu": F.relu, "matmul": torch.matmul,
+    "bmm": torch.matmul, torch.bmm: torch.matmul, "mm": torch.matmul, torch.mm: torch.matmul, "addmm": torch.addmm,
+ torch.concat: torch.cat, torch.concatenate: torch.cat,
 }  # fmt: skip
 """Methods and synonyms, and the function that computes the same bits."""
 
@@ -71,7 +72,7 @@ class Canonicalize:
     def rewrite(self, gm: GraphModule) -> bool:
         """Rename the targets."""
         calls = [n for n in gm.graph.nodes if n.op in ("call_function", "call_method")]
-        todo = [(n, FUNCTION_OF[n.target]) for n in calls if n.target in FUNCTION_OF and not _has_computed_shape(n)]
+        todo = [(n, FUNCTION_OF[n.target]) for n in calls if n.target in FUNCTION_OF and not _differs(n)]
         todo += [(n, OUT_OF_PLACE[n.target]) for n in calls if n.target in OUT_OF_PLACE and _is_private(gm, n.args[0])]
         relus = [n for n in calls if n.target is F.relu and _is_inplace(n) and _is_private(gm, n.args[0])]
         products = [n for n in calls if is_product(n) and n.kwargs]
@@ -89,6 +90,10 @@ class Canonicalize:
         for node in gm.graph.nodes:
             if is_product(node) and node.kwargs:
                 raise PassError(f"product '{node.name}' has keyword arguments {sorted(node.kwargs)}")
+
+
+def _differs(node: Node) -> bool:
+    return _has_computed_shape(node) or (FUNCTION_OF[node.target] is torch.matmul and bool(node.kwargs))
 
 
 def _has_computed_shape(node: Node) -> bool:

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from fxcompress.errors import PassError
 from fxcompress.graph import bypass, drop_dead_code, insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
-from fxcompress.operators import TRANSPOSED, argument, channel_axis, is_batch_norm, is_product, shape_of, weight_of
+from fxcompress.operators import PRODUCTS, TRANSPOSED, argument, channel_axis, is_batch_norm, shape_of, weight_of
 from fxcompress.qdq import DEQUANTIZE
 
 
@@ -63,7 +63,7 @@ def _folds(gm: GraphModule, norm: Node) -> bool:
     if not is_batch_norm(gm, norm) or not norm.args or gm.get_submodule(str(norm.target)).running_var is None:
         return False
     product: Any = norm.args[0]
-    if not is_product(product) or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
+    if product.target not in PRODUCTS or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
         return False
     if product.target is F.linear and len(shape_of(product)) > 2:
         return False

@@ -10,14 +10,14 @@ from torch.fx import GraphModule, Node
 from fxcompress.errors import PassError
 from fxcompress.graph import drop_dead_code, replace, site, tensor_at
 from fxcompress.integer import INTEGER, needs_float64
-from fxcompress.operators import argument, channel_axis, is_product, weight_of
+from fxcompress.operators import bias_of, channel_axis, is_activation_product, is_product, weight_of
 from fxcompress.placement import grid_of, largest_input
 from fxcompress.qdq import DEQUANTIZE
 
 
 @dataclass(frozen=True)
 class IntegerProducts:
-    """Compute every fully quantized product on integer-valued operands and scale its exact sums afterwards.
+    """Compute every fully quantized product (of activation and weight, or of two activations) on integer-valued operands and scale its exact sums afterwards.
 
     Before:  %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias_1)
     After:   %fc = integer_linear(%x_quantizer, %fc_weight_integers, %fc_bias_integers,
@@ -48,16 +48,24 @@ class IntegerProducts:
 
 
 def _is_quantized(gm: GraphModule, node: Node) -> bool:
-    if not is_product(node) or weight_of(node).target is not DEQUANTIZE or grid_of(gm, node.args[0]) is None:
+    if is_activation_product(node):
+        return all(grid_of(gm, a) is not None for a in node.args)
+    if node.target not in INTEGER or not is_product(node):
         return False
-    bias = argument(node, 2, "bias")
+    if weight_of(node).target is not DEQUANTIZE or grid_of(gm, node.args[0]) is None:
+        return False
+    bias = bias_of(node)
     return bias is None or bias.target is DEQUANTIZE
 
 
 def _replace(gm: GraphModule, product: Node) -> None:
+    if is_activation_product(product):
+        scales = tuple(grid_of(gm, a).args[1] for a in product.args)  # type: ignore[union-attr]
+        replace(product, INTEGER[product.target], (*product.args, scales))
+        return
     grid: Any = grid_of(gm, product.args[0])
     weight, weight_scale = weight_of(product).args[:2]
-    bias_node = argument(product, 2, "bias")
+    bias_node = bias_of(product)
     bias = None if bias_node is None else bias_node.args[0]
     input_scale = grid.args[1]
     bias_values = None if bias is None else tensor_at(gm, str(bias.target))

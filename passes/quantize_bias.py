@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from fxcompress.graph import insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
 from fxcompress.integer import per_output_channel
-from fxcompress.operators import argument, channel_axis, is_product, weight_of
+from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_product, weight_of
 from fxcompress.placement import grid_of, largest_input
 from fxcompress.qdq import DEQUANTIZE
 
@@ -51,14 +51,16 @@ class QuantizeBias:
 
 
 def _has_float_bias(gm: GraphModule, product: Node) -> bool:
-    bias = argument(product, 2, "bias")
-    is_integer = weight_of(product).target is DEQUANTIZE and grid_of(gm, product.args[0]) is not None
+    if product.target not in PRODUCTS:
+        return False
+    bias = bias_of(product)
+    is_integer = weight_of(product).target is DEQUANTIZE and grid_of(gm, input_of(product)) is not None
     return is_integer and isinstance(bias, Node) and bias.op == "get_attr"
 
 
 def _quantize_bias(gm: GraphModule, product: Node) -> None:
     input_scale = tensor_at(gm, str(grid_of(gm, product.args[0]).args[1].target))  # type: ignore[union-attr]
-    bias = tensor_at(gm, str(argument(product, 2, "bias").target)).detach()
+    bias = tensor_at(gm, str(bias_of(product).target)).detach()
     scale = _weight_scale_that_fits(gm, product, bias, input_scale)
     bias_scale = (input_scale * per_output_channel(scale, len(bias))).clamp(min=torch.finfo(torch.float32).tiny)
     bias_scale = bias_scale.expand_as(bias).clone()

@@ -13,7 +13,7 @@ from models import Branches, Residual, train
 from torch import nn
 
 import fxcompress as fxc
-from fxcompress.errors import CaptureError, ExportError, ScheduleError, SpecError, VerifyError
+from fxcompress.errors import CaptureError, ExportError, ScheduleError, VerifyError
 from fxcompress.grid import quantize
 from fxcompress.pruner import Pruner, zeros_in
 from fxcompress.runtime import mask_cost, session
@@ -279,11 +279,10 @@ class OneWeight(nn.Module):
         return nn.functional.conv_transpose2d(torch.relu(nn.functional.conv2d(x, self.weight)), self.weight)
 
 
-def test_one_weight_with_two_channel_axes_is_left_alone_with_the_reason(tmp_path: Path) -> None:
-    net = trained("P0.5(w) -> Q8(f)", OneWeight())
+def test_one_weight_with_two_channel_axes_has_one_scale(tmp_path: Path) -> None:
+    net = trained("P0.5(w) -> Q8(w,f)", OneWeight())
+    assert net.compression.weight_quantizer.axis is None
     assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
-    with pytest.raises(SpecError, match="selects no weight"):
-        fxc.compress(OneWeight(), "Q8(w)", torch.randn(SHAPE), total_steps=10)
 
 
 def test_a_tensor_of_zeros_keeps_the_bias_behind_it_fine(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -128,17 +127,8 @@ MODELS: dict[str, tuple[type[Island], str]] = {
 }
 
 
-KNOWN = {
-    "python draws": ("says_what|inside_is_captured|at_compress", "Python's random state is not put back"),
-    "python noise": ("says_what|inside_is_captured|at_compress", "Python's random state is not put back"),
-}
-
-
 @pytest.fixture(params=MODELS)
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, str]:
-    tests, why = KNOWN.get(request.param, ("$.", ""))
-    if re.search(tests, request.function.__name__):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=why))
     torch.manual_seed(0)
     cls, reason = MODELS[request.param]
     return Between(cls()), reason
@@ -388,7 +378,7 @@ def test_hooks_on_a_submodule_run(kind: str) -> None:
     [
         "after",
         "before",
-        pytest.param("backward", marks=pytest.mark.xfail(strict=True, reason="`_is_full_backward_hook` is lost")),
+        "backward",
     ],
 )
 def test_hooks_on_the_root_run(kind: str) -> None:
@@ -482,7 +472,6 @@ def test_one_module_is_called_in_many_ways() -> None:
         assert_follows(copy.deepcopy(model), twin, rows(6))
 
 
-@pytest.mark.xfail(strict=True, reason="inputs of regions are named by the parameter alone, so that regions share one")
 def test_each_region_has_quantizers_of_its_own_inputs() -> None:
     _, net = twins(Between(Half()), rows(6))
     used = [{str(n.target) for n in g.nodes if "quantizer" in str(n.target)} for g in net.graphs]

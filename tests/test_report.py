@@ -66,7 +66,6 @@ def test_weights_no_pass_reaches_are_listed_with_the_reason() -> None:
     }
 
 
-@pytest.mark.xfail(strict=True, reason="MACs are divided by the first axis of a product, which here is no batch")
 def test_macs_of_one_sample_where_the_batch_is_another_axis() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     net = fxc.compress(layer, "Q8(w)", torch.randn(3, 5, 8), total_steps=10)

@@ -60,8 +60,6 @@ class RequiredAfterDefault(Layer):
 
 
 A, B = rows(6), rows(6).flip(0)
-NO_DEFAULT = pytest.mark.xfail(strict=True, reason="a placeholder without default follows one with a default")
-POSITIONAL_ONLY = pytest.mark.xfail(strict=True, reason="`self` stands as positional-or-keyword before them")
 Args = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -76,14 +74,14 @@ def given(*args: Any, **kwargs: Any) -> Args:
         (Defaults, (A, B, 3), [given(A, B), given(A), given(scale=0.5, y=B, x=A), given(A, B, 2), given(A, A)]),
         (Defaults, {"x": A, "act": "tanh"}, [given(A), given(A, act="tanh"), given(y=A, x=B)]),
         (KeywordOnly, {"x": A, "bias": B}, [given(A, bias=B), given(A, bias=A, flip=True), given(x=A, bias=B, scale=3)]),
-        pytest.param(PositionalOnly, (A, B, 2.0), [given(A, B, 2.0), given(B, A, scale=3.0), given(A, A, 4)], marks=POSITIONAL_ONLY),
+        pytest.param(PositionalOnly, (A, B, 2.0), [given(A, B, 2.0), given(B, A, scale=3.0), given(A, A, 4)]),
         (Variadic, (A,), [given(A), given(A, B), given(A, B, A), given(A, a=B), given(A, b=B, a=A)]),
         (Variadic, {"a": A, "b": B}, [given(a=A), given(b=B, a=A), given(A), given(A, a=B)]),
         pytest.param(
-            VariadicAfterDefault, (A,), [given(A), given(A, 2.0, B), given(A, b=B), given(A, 1.0, A, A, b=B)], marks=NO_DEFAULT
+            VariadicAfterDefault, (A,), [given(A), given(A, 2.0, B), given(A, b=B), given(A, 1.0, A, A, b=B)]
         ),
         pytest.param(
-            RequiredAfterDefault, {"x": A, "bias": B}, [given(A, bias=B), given(A, 3.0, bias=A)], marks=NO_DEFAULT
+            RequiredAfterDefault, {"x": A, "bias": B}, [given(A, bias=B), given(A, 3.0, bias=A)]
         ),
     ],
 )  # fmt: skip
@@ -679,9 +677,7 @@ MASKS: dict[str, Args] = {
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("masks", MASKS)
 def test_attention(masks: str, dropout: float, request: pytest.FixtureRequest) -> None:
-    if "padding" in masks:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="`torch._check_with` refuses a symbol"))
-    elif "cross" in masks:
+    if "cross" in masks:
         request.applymarker(
             pytest.mark.xfail(strict=True, reason="a part of a weight is no weight that a pass rewrites")
         )
@@ -731,7 +727,6 @@ def test_transformer_encoder_layers(norm_first: bool, activation: str) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="an island is met in a call unlike those before; it is run without its inputs")
 def test_a_padding_mask_is_met_later() -> None:
     torch.manual_seed(0)
     model, net = twins(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), SEQUENCE)
@@ -749,7 +744,6 @@ class Checks(nn.Module):
         return self.fc(x)
 
 
-@pytest.mark.xfail(strict=True, reason="`torch._check` refuses a symbol")
 def test_checks_of_torch_are_kept() -> None:
     model, net = twins(Checks(), A)
     assert not net.islands
@@ -780,7 +774,6 @@ class Sorts(nn.Module):
         return y.flip(0) if y.sum() > 0 or flip else y
 
 
-@pytest.mark.xfail(strict=True, reason="an island in a call unlike those before is run without its inputs")
 def test_none_comes_and_goes_around_an_island() -> None:
     model, net = twins(Picky(), A)
     assert set(net.islands) == {"inner"}
@@ -788,7 +781,6 @@ def test_none_comes_and_goes_around_an_island() -> None:
     assert_follows(model, net, A, A > 0)
 
 
-@pytest.mark.xfail(strict=True, reason="an island in a call unlike those before is run without its inputs")
 def test_modes_come_and_go_around_an_island() -> None:
     class Dropped(Picky):
         def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -802,7 +794,6 @@ def test_modes_come_and_go_around_an_island() -> None:
     assert_same(model, net, A)
 
 
-@pytest.mark.xfail(strict=True, reason="the dry run passes all inputs by keyword")
 @pytest.mark.parametrize(("cls", "example"), [(Variadic, (A, B)), (PositionalOnly, (A, B, 2.0))])
 def test_ranges_of_arguments_that_have_no_keyword(cls: type[nn.Module], example: tuple[Any, ...]) -> None:
     net = fxc.compress(cls(), "Q8(w,f)@0", example, total_steps=4)

@@ -62,7 +62,7 @@ def test_match_sees_names_and_classes_of_a_whole_unit() -> None:
     found = sites(Net(), image())
     assert found["stem.relu"].names == ("stem.relu", "stem.bn", "stem.conv")
     assert found["stem.relu"].types == ("ReLU", "BatchNorm2d", "Conv2d")
-    assert found["conv.weight"].names == ("conv.weight", "conv", "conv")
+    assert found["conv.weight"].names == ("conv.weight", "conv")
     assert found["conv.weight"].types == ("Conv2d",)
     assert found["x"].types == ("input",)
 
@@ -114,14 +114,45 @@ def test_inputs_of_a_concatenation_are_sites_and_its_output_is_none() -> None:
     assert names(Plain(), image(), lambda s: s.kind == "activation") == ["x", "a", "b", "avg_pool2d", "c"]
 
 
-def test_a_computed_weight_is_left_alone_with_a_reason() -> None:
+def test_a_computed_weight_is_known_by_its_layer() -> None:
     class Standardized(Fc):
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.fc.weight - self.fc.weight.mean())
 
-    found = sites(Standardized(), rows())["sub"]
+    found = sites(Standardized(), rows())["linear.weight"]
+    assert (found.kind, found.axis, found.prunable, found.quantizable) == ("weight", 0, True, True)
+
+
+def test_a_weight_that_depends_on_the_input_is_left_alone_with_a_reason() -> None:
+    class Dynamic(Fc):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.fc.weight * x.mean())
+
+    found = sites(Dynamic(), rows())["mul"]
     assert (found.kind, found.prunable, found.quantizable) == ("weight", False, False)
-    assert found.reason == "the weight is computed from other tensors"
+    assert found.reason == "the weight depends on the model's inputs"
+
+
+def test_parts_and_transposes_of_a_weight_are_that_weight() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.v = nn.Parameter(torch.randn(6, 3)), nn.Parameter(torch.randn(3, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.w.chunk(2)
+            return F.linear(x, a) + F.linear(x, b) + torch.cat([x @ self.v, x], 1)[:, :3]
+
+    found = sites(Parts(), rows())
+    assert [(s.name, s.axis) for s in found.values() if s.kind == "weight"] == [("w", 0), ("v", 1)]
+
+
+def test_two_products_that_count_channels_along_different_axes_share_one_scale() -> None:
+    class Both(Fc):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) @ self.fc.weight
+
+    assert sites(Both(), rows())["fc.weight"].axis is None
 
 
 def test_batch_norm_and_relu_belong_to_a_unit_only_as_sole_users() -> None:

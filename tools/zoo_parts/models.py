@@ -50,6 +50,8 @@ def _torchvision(name: str) -> tuple[nn.Module, Any]:
         options["weights_backbone"] = None
     if any(part in name for part in ("rcnn", "retinanet", "fcos")):
         options |= {"min_size": 96, "max_size": 128}
+    if "rcnn" in name:
+        options["box_detections_per_img"] = 4
     if name in ("googlenet", "inception_v3"):
         options["init_weights"] = True
     return torchvision.models.get_model(name.removeprefix("quantized_"), **options), _torchvision_inputs(name)

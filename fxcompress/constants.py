@@ -1,0 +1,53 @@
+"""Values of nodes that depend on no input of the model: weights, and what is computed from weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from fxcompress.graph import tensor_at
+
+
+@torch.no_grad()
+def evaluate(gm: GraphModule, node: Node, known: Mapping[Node, Tensor] | None = None) -> Any:
+    """What `node`, which depends on no input, yields in evaluation mode; `known` are values to start from."""
+    values: dict[Node, Any] = dict(known or {})
+
+    def value(n: Node) -> Any:
+        if n not in values:
+            values[n] = _compute(gm, n, value)
+        return values[n]
+
+    return value(node)
+
+
+def expression(node: Node) -> str:
+    """A text that two constant nodes share if they compute the same from the same weights."""
+    if node.op == "get_attr":
+        return str(node.target)
+    return f"{node.op}:{node.target}{map_arg((node.args, node.kwargs), expression)}"
+
+
+def _compute(gm: GraphModule, node: Node, value: Any) -> Any:
+    if node.op == "get_attr":
+        return tensor_at(gm, str(node.target)).detach()
+    args, kwargs = map_arg((node.args, node.kwargs), value)
+    if node.op == "call_module":
+        return _call(gm.get_submodule(str(node.target)), args, kwargs)
+    function: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+    return function(*(args[1:] if node.op == "call_method" else args), **kwargs)
+
+
+def _call(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Call a module in evaluation mode, so that it keeps its state, and leave its modes as they were."""
+    modes = {m: m.training for m in module.modules()}
+    try:
+        return module.eval()(*args, **kwargs)
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
