@@ -55,7 +55,7 @@ def insert_constants(gm: GraphModule, before: Node, path: str, tensors: dict[str
         target = f"{path}.{free}".removeprefix(".")
         with gm.graph.inserting_before(before):
             node = gm.graph.create_node("get_attr", target, name=target.replace(".", "_"))
-        node.meta["tensor_meta"] = torch.fx.passes.shape_prop._extract_tensor_metadata(tensor)
+        node.meta.update(tensor_meta=torch.fx.passes.shape_prop._extract_tensor_metadata(tensor), constant=True)
         nodes.append(node)
     return nodes
 

@@ -69,7 +69,7 @@ def called(gm: GraphModule, node: Node) -> Any:
 
 def is_constant(node: Node) -> bool:
     """Whether `node` yields a tensor that depends on no input: a weight, or what is computed from weights."""
-    return "tensor_meta" in node.meta and (node.op == "get_attr" or bool(node.meta.get("constant")))
+    return bool(node.meta.get("constant"))
 
 
 def is_product(node: Node) -> bool:
@@ -197,6 +197,9 @@ def weights_of(node: Node) -> list[tuple[Node, int]]:
         return [(weight_of(node), channel_axis(node))]
     if node.target is F.embedding:
         return [(n, 0) for n in [argument(node, 1, "weight")] if is_constant(n)]
+    if node.target is torch.einsum:
+        axes = {n: _einsum_axis(node, n) for n in node.all_input_nodes if is_constant(n)}
+        return [(n, axis) for n, axis in axes.items() if axis is not None]
     if node.target in RECURRENT:
         return [(n, 0) for n in node.all_input_nodes[1:] if is_constant(n) and len(shape_of(n)) > 1]
     return []
@@ -212,11 +215,39 @@ def channel_axis(product: Node) -> int:
     return axes - 1 if operands[0] < operands[1] else axes - 2
 
 
+def _einsum_axis(node: Node, weight: Node) -> int | None:
+    """The last axis of `weight` that an einsum keeps and the other operands do not have."""
+    if not isinstance(node.args[0], str) or len(_einsum_sizes(node)) == 0 or len(shape_of(weight)) < 2:
+        return None
+    terms, _, output = node.args[0].replace(" ", "").partition("->")
+    labels = terms.split(",")
+    position = list(_einsum_operands(node)).index(weight)
+    others = "".join(term for i, term in enumerate(labels) if i != position)
+    free = [axis for axis, label in enumerate(labels[position]) if label in output and label not in others]
+    return free[-1] if free else None
+
+
+def _einsum_operands(node: Node) -> tuple[Node, ...]:
+    operands: Any = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+    return tuple(operands)
+
+
+def _einsum_sizes(node: Node) -> dict[str, int]:
+    """The size of every label; none where the equation has dots."""
+    terms, arrow, _ = str(node.args[0]).replace(" ", "").partition("->")
+    if "." in terms or not arrow:
+        return {}
+    labelled = zip(terms.split(","), _einsum_operands(node), strict=True)
+    return {label: size for term, operand in labelled for label, size in zip(term, shape_of(operand), strict=True)}
+
+
 def macs(node: Node, weight: Node) -> int:
     """Multiply-accumulates of `node` with one of its weights over the whole example batch (groups counted)."""
     shape = shape_of(weight)
     if node.target is F.embedding:
         return 0
+    if node.target is torch.einsum:
+        return math.prod(_einsum_sizes(node).values())
     if node.target in RECURRENT:
         return math.prod(shape_of(node.args[0])[:-1]) * math.prod(shape)  # type: ignore[arg-type]
     if node.target in TRANSPOSED:

@@ -14,7 +14,7 @@ from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
 from fxcompress.islands import WEIGHT_OWNING
 from fxcompress.operators import is_constant
-from fxcompress.symbols import NUMERIC, Symbol, Untraceable, is_symbol, symbols_in
+from fxcompress.symbols import NUMERIC, Symbol, Untraceable, is_symbol, map_symbols, symbols_in
 from fxcompress.values import Values, note
 
 
@@ -35,6 +35,8 @@ class Recorder(Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Record a node, and find what it yields."""
+        if target == "split" and args[0].node.meta.get("constant"):
+            args = (args[0], map_symbols(args[1], int), *args[2:])  # where a weight is cut does not follow the input
         computed = kind.startswith("call") and "value" not in more
         value = more.pop("value", None)
         if computed:
@@ -43,7 +45,8 @@ class Recorder(Tracer):
         symbol.value = self.values.attribute(str(target)) if kind == "get_attr" else value
         symbol.unsettled = any(s.unsettled for s in symbols_in((args, kwargs)))
         note(symbol)
-        if computed and depends_on_no_input(symbol.node):
+        is_weight = kind == "get_attr" and isinstance(symbol.value, Tensor)
+        if is_weight or (kind.startswith("call") and depends_on_no_input(symbol.node)):
             symbol.node.meta["constant"] = True
         return symbol
 
@@ -122,7 +125,7 @@ class Recorder(Tracer):
             self.paths[id(tensor)] = path
         if path not in self.attributes:
             node = self.create_node("get_attr", path, (), {})
-            node.meta["tensor_meta"] = _extract_tensor_metadata(tensor)
+            node.meta.update(tensor_meta=_extract_tensor_metadata(tensor), constant=True)
             value = self.values.like(tensor) if path in self.constants else self.values.attribute(path)
             self.attributes[path] = Symbol(node, self, value)
         return self.attributes[path].node

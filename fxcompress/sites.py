@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch.fx import GraphModule, Node
 
 from fxcompress.constants import expression
@@ -180,7 +181,7 @@ def _activation_sites(gm: GraphModule, edges: set[Node]) -> Iterator[Site]:
     points: dict[Node, bool] = {}
     prunable = set[Node]()
     for node in gm.graph.nodes:
-        if node.target in RECURRENT:
+        if node.target in RECURRENT or (node.target is torch.einsum and weights_of(node)):
             points |= {s: points.get(s, False) for n in activation_inputs(node) for s in sources(gm, n)}
         if not has_integer_kernel(gm, node):
             continue

@@ -19,7 +19,7 @@ class Snapshot:
         """Raise Untraceable if an attribute is another than it was: a graph would not set it again."""
         for module, state in self._states.items():
             now = _state(module)
-            exempt = computed_by_hooks(module)
+            exempt = computed_anew(module)
             for name in {**state, **now}:
                 if name not in exempt and not _same(state.get(name), now.get(name)):
                     raise Untraceable(f"it changes '{name}' of {type(module).__name__}, which a graph cannot do")
@@ -37,8 +37,11 @@ class Snapshot:
                     (value.update if isinstance(value, (dict, set)) else value.extend)(items)
 
 
-def computed_by_hooks(module: nn.Module) -> set[str]:
-    """Attributes that a hook computes before each forward: weights under torch's older weight and spectral norm."""
+def computed_anew(module: nn.Module) -> set[str]:
+    """Attributes that are computed before each forward: weights under torch's older weight and spectral norm, lists of
+    a recurrent layer's weights."""
+    if isinstance(module, nn.RNNBase):
+        return {"_flat_weights", "_flat_weight_refs"}
     hooks: Any = module._forward_pre_hooks.values()
     return {hook.name for hook in hooks if hasattr(hook, "compute_weight")}
 

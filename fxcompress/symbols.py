@@ -84,7 +84,8 @@ class Symbol(Proxy):
     def _tensor_attribute(self, value: torch.Tensor, name: str) -> Any:
         if name in ("requires_grad", "grad", "grad_fn", "is_leaf"):
             raise Untraceable(f"it reads '{name}' of a tensor, which no graph knows")
-        found = getattr(value, name)
+        with self.tracer.values.aside():
+            found = getattr(value, name)
         if callable(found):
             return _Method(self, name)
         if name.startswith("_") or (self.node.op == "get_attr" and name in ("shape", "ndim")):

@@ -676,11 +676,7 @@ MASKS: dict[str, Args] = {
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("masks", MASKS)
-def test_attention(masks: str, dropout: float, request: pytest.FixtureRequest) -> None:
-    if "cross" in masks:
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="a part of a weight is no weight that a pass rewrites")
-        )
+def test_attention(masks: str, dropout: float) -> None:
     args, kwargs = MASKS[masks]
     torch.manual_seed(0)
     example = {**dict(zip(("q", "kv"), args, strict=False)), **kwargs}
