@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +15,10 @@ from torch.fx import GraphModule
 
 from fxcompress.assign import Assignment, assign
 from fxcompress.calls import bind
-from fxcompress.capture import capture, refuse_unsuitable
-from fxcompress.errors import CaptureError, ScheduleError
+from fxcompress.capture import capture
+from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION, has_module, modules_of_type
+from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
     Canonicalize,
@@ -30,6 +34,7 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.schedule import Schedule
 from fxcompress.sites import Site, all_sites, find_sites
 from fxcompress.spec import Prune, Quantize, Spec
+from fxcompress.suitable import refuse_inputs, refuse_unsuitable
 from fxcompress.targets import check_target
 from fxcompress.timeline import Event
 from fxcompress.timing import Phase, plan
@@ -56,14 +61,32 @@ def compress(  # noqa: PLR0913 - the public surface
 
     Raises SpecError, CaptureError or ScheduleError before anything is rewritten; `model` itself stays as it was.
     """
-    spec = Spec.of(spec)
+    with _without_collector():
+        return _compress(model, Spec.of(spec), example_inputs, total_steps, optimizer, target)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's collector would walk over all of a growing graph again and again; nothing here is garbage."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _compress(  # noqa: PLR0913 - the public surface, resolved
+    model: nn.Module, spec: Spec, example_inputs: Any, total_steps: int | None, optimizer: Any, target: str
+) -> CompressedModule:
     check_target(spec, target)
     phases = plan(spec, total_steps)
-    refuse_unsuitable(model)
-    _refuse_other_dtypes(model, spec)
+    refuse_unsuitable(model, spec)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ScheduleError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer, or leave it out")
     inputs = bind(model, example_inputs)
+    refuse_inputs(inputs)
     net = captured_net(model, inputs)
     sites = all_sites(net.views())
     assignment = assign(spec, list(sites.values()))
@@ -71,20 +94,11 @@ def compress(  # noqa: PLR0913 - the public surface
     net.spec = spec
     events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
     events.sort(key=lambda event: event.step)
-    net.schedule = Schedule(net, tuple(events), total_steps, inputs, _notes(assignment, sites))
+    net.schedule = Schedule(net, tuple(events), total_steps, inputs, (*_island_notes(net), *_notes(assignment, sites)))
     net.schedule.start()
     if optimizer is not None:
         net.schedule.attach(optimizer)
     return net
-
-
-def _refuse_other_dtypes(model: nn.Module, spec: Spec) -> None:
-    other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
-    if other and any(isinstance(rule, Quantize) for rule in spec.rules):
-        raise CaptureError(
-            f"the model has parameters of {', '.join(map(str, other))}, and scales are float32; call model.float() "
-            "first, and train in half precision with torch.autocast around the net"
-        )
 
 
 def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None = None) -> CompressedModule:
@@ -154,6 +168,16 @@ def _events(net: CompressedModule, assignment: Assignment, phase: Phase, sites: 
             value = rule.levels()[position] if isinstance(rule, Prune) else rule.bits_for(sites[name].is_edge)
             if has_module(net, path):  # a quantizer that shares another's scale is gone
                 yield Event(step, name, kind, rule.op, value, path, phase.rule_index, rule.window)
+
+
+def _island_notes(net: CompressedModule) -> list[str]:
+    """What a person who wants to export must hear before training; logged, and part of the timeline."""
+    found = unexportable(net.islands)
+    if not found:
+        return []
+    note = f"cannot be exported, since parts of the model decide on data: {', '.join(found)}"
+    logging.getLogger("fxcompress").warning("the model trains and compresses, but %s", note)
+    return [note]
 
 
 def _notes(assignment: Assignment, sites: Mapping[str, Site]) -> tuple[str, ...]:

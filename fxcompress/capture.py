@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from torch.fx import Graph, GraphModule
+from torch.fx import Graph
 
 from fxcompress import calls
 from fxcompress.errors import CaptureError
@@ -184,17 +183,3 @@ class _Capture:
 
 def _children(root: nn.Module, path: str) -> Iterator[str]:
     return (f"{path}.{name}".removeprefix(".") for name, _ in root.get_submodule(path).named_children())
-
-
-def refuse_unsuitable(model: Any) -> None:
-    """Raise CaptureError if `model` is nothing to capture: no module, scripted, or compressed already."""
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"expected a torch.nn.Module, got {model!r}; pass the model itself")
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"'{path}' of the model" if path else "the model"
-            raise CaptureError(
-                f"{where} is a scripted module ('{module.original_name}'); pass the eager model it was made from"
-            )
-    if isinstance(model, GraphModule) and hasattr(model, "schedule"):
-        raise CaptureError("the model is already compressed; pass the original model and one spec with all rules")

@@ -47,7 +47,9 @@ def _call(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """Call a module in evaluation mode, so that it keeps its state, and leave its modes as they were."""
     modes = {m: m.training for m in module.modules()}
     try:
-        return module.eval()(*args, **kwargs)
+        for m in modes:
+            m.training = False
+        return module(*args, **kwargs)
     finally:
         for m, mode in modes.items():
             m.training = mode

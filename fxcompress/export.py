@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 from fxcompress.errors import ExportError
 from fxcompress.frozen import lower
 from fxcompress.inputs import bind_example
+from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
 from fxcompress.names import output_names, quantized_names
 from fxcompress.qdq import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
@@ -52,6 +53,7 @@ def export_onnx(
     target = _writable(Path(path))
     _refuse_unfinished(net)
     _refuse_opset(opset)
+    _refuse_islands(net)
     inputs = bind_example(net, example_inputs)
     lowered = lower(net).cpu()
     model = _to_onnx(lowered, inputs, opset, dynamic_batch)
@@ -198,6 +200,15 @@ def _refuse_unfinished(net: CompressedModule) -> None:
             f"{first.step} ({first.action} {first.kind} '{first.tensor}'), and the schedule stands at step "
             f"{net.schedule.steps}; train on (pass optimizer= to compress, or call net.schedule.step() after each "
             "optimizer step)"
+        )
+
+
+def _refuse_islands(net: CompressedModule) -> None:
+    found = unexportable(net.islands)
+    if found:
+        raise ExportError(
+            f"parts of the model decide on data, which ONNX cannot hold: {', '.join(found)}; export the parts around "
+            "them as models of their own, compressed by the same spec"
         )
 
 

@@ -22,7 +22,7 @@ def insert_after(gm: GraphModule, node: Node, path: str, module: nn.Module) -> N
     """Call `module`, stored at `path` (or the one already there), on `node` and hand its output to all users of
     `node`."""
     if not has_module(gm, path):
-        add_module(gm, path, module)
+        add_module(gm, path, module.to(node.meta.get("device", "cpu")))
     with gm.graph.inserting_after(_last_of_group(node)):
         new = gm.graph.create_node("call_module", path, (node,), {}, name=path.split(".", 1)[-1].replace(".", "_"))
     new.meta.update(node.meta)
@@ -120,8 +120,15 @@ def bypass(gm: GraphModule, node: Node) -> None:
 
 def module_of(gm: GraphModule, node: Any) -> nn.Module | None:
     """The module that `node` calls, or None."""
-    is_call = isinstance(node, Node) and node.op == "call_module"
-    return gm.get_submodule(str(node.target)) if is_call else None
+    return submodule(gm, str(node.target)) if isinstance(node, Node) and node.op == "call_module" else None
+
+
+def submodule(gm: nn.Module, path: str) -> nn.Module:
+    """The module at `path`, found without the checks that `get_submodule` makes at every step. Raises KeyError if there
+    is none."""
+    for part in path.split(".") if path else ():
+        gm = gm._modules[part]  # type: ignore[assignment]
+    return gm
 
 
 def tensor_at(gm: GraphModule, path: str) -> torch.Tensor:

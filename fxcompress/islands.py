@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -37,6 +38,11 @@ class Island:
         text = str(error).strip().splitlines()
         reason = str(error) if isinstance(error, Untraceable) else f"{type(error).__name__}: {text[0] if text else ''}"
         return cls(type(module).__name__, reason, isinstance(error, DataDependent))
+
+
+def unexportable(islands: Mapping[str, Island]) -> list[str]:
+    """The islands that no exported graph can hold, because what they do depends on data: path, class and reason."""
+    return [f"'{path}' ({i.cls}: {i.reason})" for path, i in islands.items() if i.depends_on_data]
 
 
 def is_leaf(module: nn.Module) -> bool:

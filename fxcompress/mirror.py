@@ -19,7 +19,7 @@ def mirror(model: nn.Module) -> nn.Module:
     """A tree of shallow copies of `model`'s modules that shares its parameters and buffers."""
     copies: dict[nn.Module, nn.Module] = {}
     for module in model.modules():
-        twin = type(module).__new__(type(module))
+        twin: nn.Module = object.__new__(type(module))  # a GraphModule's own __new__ would make a class
         twin.__dict__.update(module.__dict__)
         for slot in ("_parameters", "_buffers", "_modules"):
             twin.__dict__[slot] = dict(module.__dict__[slot])

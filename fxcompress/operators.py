@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from fxcompress.graph import submodule
+
 CONVOLUTIONS: frozenset[Any] = frozenset({F.conv1d, F.conv2d, F.conv3d})
 TRANSPOSED: frozenset[Any] = frozenset({F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d})
 PRODUCTS: frozenset[Any] = CONVOLUTIONS | TRANSPOSED | {F.linear}
@@ -63,7 +65,7 @@ VALUE_PRESERVING: frozenset[Any] = CATS | VIEWS | {
 def called(gm: GraphModule, node: Node) -> Any:
     """What `node` calls, as the tables above name it: a function, a method name, a module class, or None."""
     if node.op == "call_module":
-        return type(gm.get_submodule(str(node.target)))
+        return type(submodule(gm, str(node.target)))
     return node.target if node.op in ("call_function", "call_method") else None
 
 
@@ -98,7 +100,7 @@ def _operands(node: Node) -> tuple[int, int] | None:
 
 def is_batch_norm(gm: GraphModule, node: Node) -> bool:
     """Whether `node` calls a batch norm module."""
-    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), BATCH_NORMS)
+    return node.op == "call_module" and isinstance(submodule(gm, str(node.target)), BATCH_NORMS)
 
 
 def is_fusible_activation(gm: GraphModule, node: Node) -> bool:

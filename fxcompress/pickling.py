@@ -26,7 +26,7 @@ def to_records(graph: Graph) -> list[Any]:
     """A graph as plain data."""
     return [
         (n.op, n.name, _pack_target(n.target), *torch.fx.node.map_arg((n.args, n.kwargs), lambda a: _Ref(a.name)),
-         n.type, {k: n.meta[k] for k in ("site", "owner", "tensor_meta", "constant") if k in n.meta})
+         n.type, {k: n.meta[k] for k in ("site", "owner", "tensor_meta", "device", "constant") if k in n.meta})
         for n in graph.nodes
     ]  # fmt: skip
 

@@ -125,7 +125,7 @@ class Recorder(Tracer):
             self.paths[id(tensor)] = path
         if path not in self.attributes:
             node = self.create_node("get_attr", path, (), {})
-            node.meta.update(tensor_meta=_extract_tensor_metadata(tensor), constant=True)
+            node.meta.update(tensor_meta=_extract_tensor_metadata(tensor), device=tensor.device, constant=True)
             value = self.values.like(tensor) if path in self.constants else self.values.attribute(path)
             self.attributes[path] = Symbol(node, self, value)
         return self.attributes[path].node

@@ -54,8 +54,9 @@ def observe(
             twin.get_submodule(path)(*args, **kwargs)
     except Exception as error:
         place = f"'{records.entered}'" if records.entered else "the model's own forward"
+        what = f"{type(error).__name__} at {place}: {(str(error).splitlines() or [''])[0]}"
         raise CaptureError(
-            f"the example inputs do not fit the model: {type(error).__name__} at {place}: {error}; "
+            f"the example inputs do not fit the model: {what}; "
             "pass inputs of the shape and dtype that the model is called with"
         ) from error
     return records

@@ -79,6 +79,9 @@ class Symbol(Proxy):
         if isinstance(value, torch.Tensor):
             return self._tensor_attribute(value, name)
         found = getattr(value, name)
+        if isinstance(value, torch.device):  # its parts go where only plain values may
+            self.tracer.assume(assume, self, value)
+            return found
         return _Method(self, name) if callable(found) else self._call(getattr, self, name)
 
     def _tensor_attribute(self, value: torch.Tensor, name: str) -> Any:

@@ -26,7 +26,7 @@ from fxcompress.symbols import (
     assume_length,
     describe,
 )
-from fxcompress.values import Values, note
+from fxcompress.values import Values, note, quiet
 
 
 class ForwardTracer(Recorder):
@@ -54,7 +54,7 @@ class ForwardTracer(Recorder):
         the forward raises."""
         module = self.tree.get_submodule(path)
         self.traced, self.given, self.region = module, arguments, path
-        with symbolic_flags(self.tree), watching(self._record, lambda: self.values.busy), torch.enable_grad():
+        with symbolic_flags(self.tree), watching(self._record, lambda: self.values.busy), quiet(), torch.enable_grad():
             before, draws = Snapshot(self.tree), Draws()
             try:
                 graph = self.trace(self.tree)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -27,7 +28,9 @@ class Values:
     def __init__(self, root: nn.Module) -> None:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.busy = False
-        self._twin = mirror(root).eval()
+        self._twin = mirror(root)
+        for module in self._twin.modules():
+            module.training = False
         fakes: dict[Tensor, Tensor] = {}
         slots: list[Any] = [slot for m in self._twin.modules() for slot in (m._parameters, m._buffers)]
         for slot in slots:
@@ -54,6 +57,8 @@ class Values:
     def call(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """What a node with these symbols among its arguments yields. Raises DataDependent where that takes data."""
         args, kwargs = map_symbols((args, kwargs), lambda s: s.value)
+        if target is F.linear and len({a.dtype for a in args if isinstance(a, Tensor)}) > 1:
+            raise TypeError("linear needs tensors of one dtype")  # tensors without data let this pass
         with self._evaluating():
             try:
                 if kind == "call_module":
@@ -75,20 +80,26 @@ class Values:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        logger = logging.getLogger("torch._subclasses.fake_tensor")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)  # what fails here is told in our words
-        try:
-            with self.aside(), self.mode, torch.no_grad():
-                yield
-        finally:
-            logger.setLevel(level)
+        with self.aside(), self.mode, torch.no_grad():
+            yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging what fails on tensors without data: it is told in our words."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def note(symbol: Symbol) -> None:
-    """Store shape and dtype of a symbol that is a tensor on its node, where passes read them."""
+    """Store shape, dtype and device of a symbol that is a tensor on its node, where passes read them."""
     if isinstance(symbol.value, Tensor):
-        symbol.node.meta["tensor_meta"] = _extract_tensor_metadata(symbol.value)
+        symbol.node.meta.update(tensor_meta=_extract_tensor_metadata(symbol.value), device=symbol.value.device)
 
 
 def _is_fake(value: Any) -> bool:

@@ -61,6 +61,7 @@ def _is_pruned(gm: GraphModule, site: Site) -> bool:
 
 def refuse_unknown(rules: Mapping[str, object], known: list[str], kind: str) -> None:
     """Raise PassError if `rules` names something that is not `known`."""
+    there = set(known)
     for name in rules:
-        if name not in known:
+        if name not in there:
             raise PassError(f"no {kind} '{name}'; the graph has {known}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from models import Branches, Residual
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.errors import CaptureError
+from fxcompress.errors import CaptureError, ExportError
 
 SPEC = "P0.5(w,f) -> Q8(w,f)"
 FAMILIES = {
@@ -139,6 +142,68 @@ def test_what_depends_on_data_runs_as_written() -> None:
 def test_what_cannot_be_captured_says_where_and_why(model: Any, inputs: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         fxc.compress(model, "Q8(w)", inputs, total_steps=10)
+
+
+def _quantized() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 3)), {nn.Linear})
+
+
+def _scripted() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(nn.Sequential(nn.Linear(3, 3)))
+
+
+UNSUITABLE: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class": (lambda: nn.Linear, "expected a torch.nn.Module"),
+    "scripted": (_scripted, "is a scripted module"),
+    "quantized": (_quantized, r"'0' of the model is quantized already \('Linear' of torch.ao\); pass the float model"),
+    "compiled": (lambda: torch.compile(nn.Linear(3, 3)), "compile the model first|compress the model first"),
+    "wrapped": (lambda: nn.Sequential(nn.DataParallel(nn.Linear(3, 3))), "'0' of the model is wrapped in DataParallel"),
+    "exported": (lambda: torch.export.export(nn.Linear(3, 3), (rows(),)).module(), "exported graph"),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(3)), "'0.weight' has no shape yet"),
+    "without data": (lambda: nn.Linear(3, 3, device="meta"), "'weight' is on device 'meta'"),
+    "half": (lambda: nn.Linear(3, 3).half(), "torch.float16, and scales are float32"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSUITABLE)
+def test_an_unsuitable_model_is_refused(kind: str) -> None:
+    make, message = UNSUITABLE[kind]
+    with pytest.raises(CaptureError, match=message):
+        fxc.compress(make(), "Q8(w)", rows(), total_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (rows().to("meta"), "example input 'input' is on device 'meta'"),
+        (rows().double(), "do not fit the model: RuntimeError at"),
+        (rows().int(), "do not fit the model: RuntimeError at"),
+        (rows().numpy(), "do not fit the model: TypeError at"),
+        (None, "do not fit the model: TypeError at"),
+    ],
+)
+def test_unsuitable_inputs_are_refused(example: Any, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        fxc.compress(nn.Linear(3, 3), "Q8(w)", example, total_steps=10)
+
+
+def test_a_traced_graph_is_a_model_too() -> None:
+    model, net = twins(torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU())), rows())
+    assert_follows(model, net, rows())
+
+
+def test_parts_that_cannot_be_exported_are_named_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = fxc.compress(Control(), "Q8(w)@0", rows(), total_steps=1)
+    assert "parts of the model decide on data: 'inner' (Inner: its Python code needs" in net.schedule.timeline()
+    assert "'inner' (Inner" in caplog.text
+    with pytest.raises(ExportError, match=r"'inner' \(Inner: its Python code needs the value of a tensor\)"):
+        fxc.export_onnx(net, tmp_path / "net.onnx")
 
 
 def test_a_compressed_net_is_refused() -> None:

@@ -31,6 +31,23 @@ TORCHVISION_SAMPLE = (
     "ssdlite320_mobilenet_v3_large",
 )
 TIMM_SAMPLE = ("convnext", "efficientnet", "swin_transformer", "vision_transformer", "levit")
+TIMM_SMALL = (
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "tiny",
+    "mini",
+    "xxs",
+    "_xs",
+    "small",
+    "_s0",
+    "_t0",
+    "_0",
+    "18",
+    "26",
+    "14",
+)
 TRANSFORMERS_SAMPLE = ("bert", "gpt2", "vit", "wav2vec2")
 
 
@@ -52,9 +69,11 @@ def _torchvision(name: str) -> tuple[nn.Module, Any]:
         options |= {"min_size": 96, "max_size": 128}
     if "rcnn" in name:
         options["box_detections_per_img"] = 4
-    if name in ("googlenet", "inception_v3"):
+    if "googlenet" in name or "inception_v3" in name:
         options["init_weights"] = True
-    return torchvision.models.get_model(name.removeprefix("quantized_"), **options), _torchvision_inputs(name)
+    if name.startswith("quantized_"):
+        options["quantize"] = False  # the float model, made of what torch.ao would quantize
+    return torchvision.models.get_model(name, **options), _torchvision_inputs(name)
 
 
 def _torchvision_inputs(name: str) -> Any:
@@ -94,7 +113,8 @@ def _timm(family: str) -> tuple[nn.Module, Any]:
     names = timm.list_models(module=family)
     if not names:
         raise LookupError(f"timm has no model in '{family}'")
-    name = min(names[:: max(1, len(names) // 12)], key=_timm_size)
+    small = [n for n in names if any(mark in n for mark in TIMM_SMALL)] or names
+    name = min(small[:: max(1, len(small) // 4)], key=_timm_size)
     model = timm.create_model(name)
     size = model.default_cfg.get("test_input_size") or model.default_cfg["input_size"]
     return model, (torch.rand(2, *size),)
