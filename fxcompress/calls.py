@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxcompress.errors import CaptureError
 from fxcompress.symbols import Untraceable
 
+_EITHER, _NONE = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
 _PLAIN = (bool, str, bytes, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format, type(...))
 
 
@@ -43,9 +44,17 @@ def arguments(signature: inspect.Signature, given: Mapping[str, Any]) -> dict[st
 
 
 def spread(signature: inspect.Signature, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`values` by parameter as positional and keyword arguments of a call."""
+    """`values` by parameter as positional and keyword arguments of a call: by keyword where there is a default, as
+    people call it, since wrappers around a forward may look for keywords."""
     bound = inspect.BoundArguments(signature, OrderedDict(values))
-    return bound.args, bound.kwargs
+    parameters = signature.parameters
+    rest = {name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL}
+    if any(values.get(name) for name in rest):
+        return bound.args, bound.kwargs
+    named = {k: v for k, v in values.items() if parameters[k].kind is _EITHER and parameters[k].default is not _NONE}
+    others = OrderedDict((k, v) for k, v in values.items() if k not in named and k not in rest)
+    first = inspect.BoundArguments(signature, others)
+    return first.args, {**named, **first.kwargs}
 
 
 def pattern(values: Mapping[str, Any]) -> tuple[Any, ...]:

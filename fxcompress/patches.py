@@ -21,6 +21,18 @@ FACTORIES = (
 )  # fmt: skip
 """Functions of torch that make tensors: each call of the net makes them anew, as the model does."""
 
+EITHER_NUMBER_OR_TENSOR = (
+    "add", "bitwise_and", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "bucketize",
+    "clamp", "clamp_", "clamp_max", "clamp_max_", "clamp_min", "clamp_min_",  "clip", "clip_", "copysign",
+    "cumulative_trapezoid", "div", "divide", "eq", "fill", "fill_", "float_power", "floor_divide", "fmod", "ge",
+    "gradient", "greater",
+    "greater_equal", "gt", "index_fill", "isin", "le", "lerp", "less", "less_equal", "lt", "masked_fill", "mul",
+    "multiply", "ne", "not_equal", "polar", "pow", "remainder", "result_type", "rsub", "scatter", "searchsorted", "sub",
+    "subtract", "trapezoid", "true_divide", "where", "xlogy", "xlogy_",
+)  # fmt: skip
+"""Functions of torch that look into an argument to learn whether it is a number; a symbol, which says that it is a
+tensor, has no inside to look into."""
+
 LOST = {
     "torch.amp.autocast_mode.autocast.__enter__": "it enters torch.autocast, a region that a graph cannot hold",
     "torch.autograd.graph.saved_tensors_hooks.__enter__": "it recomputes or moves what it saves for backward",
@@ -65,8 +77,10 @@ def watching(record: Callable[..., Any], is_busy: Callable[[], bool]) -> Iterato
         stack.enter_context(mock.patch.dict(wrapped, kept, clear=True))
         for name in FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, _recorded(getattr(torch, name), record, is_busy)))
-        for name in ("finfo", "iinfo"):
-            stack.enter_context(mock.patch.object(torch, name, _of_dtype(getattr(torch, name), record)))
+        for name in (*EITHER_NUMBER_OR_TENSOR, "finfo", "iinfo"):
+            stack.enter_context(mock.patch.object(torch, name, _of_symbols(getattr(torch, name), record)))
+        for name, function in [(n, f) for n, f in vars(torch.special).items() if callable(f)]:
+            stack.enter_context(mock.patch.object(torch.special, name, _of_symbols(function, record)))
         stack.enter_context(mock.patch.object(torch, "_check_with", _deciding(torch._check_with)))
         for place, why in LOST.items():
             owner, attribute = _locate(place)
@@ -81,9 +95,11 @@ def _recorded(function: Any, record: Any, is_busy: Any) -> Any:
     return call
 
 
-def _of_dtype(function: Any, record: Any) -> Any:
-    def call(*args: Any) -> Any:
-        return record(function, args, {}) if any(map(is_symbol, args)) else function(*args)
+def _of_symbols(function: Any, record: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if any(map(is_symbol, (*args, *kwargs.values()))):
+            return record(function, args, kwargs)
+        return function(*args, **kwargs)
 
     return call
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ TIMM_SMALL = (
     "26",
     "14",
 )
+TIMM_LARGEST = 256
 TRANSFORMERS_SAMPLE = ("bert", "gpt2", "vit", "wav2vec2")
 
 
@@ -116,8 +118,16 @@ def _timm(family: str) -> tuple[nn.Module, Any]:
     small = [n for n in names if any(mark in n for mark in TIMM_SMALL)] or names
     name = min(small[:: max(1, len(small) // 4)], key=_timm_size)
     model = timm.create_model(name)
-    size = model.default_cfg.get("test_input_size") or model.default_cfg["input_size"]
-    return model, (torch.rand(2, *size),)
+    channels, *size = model.default_cfg["input_size"]
+    if max(size) <= TIMM_LARGEST or model.default_cfg.get("fixed_input_size"):
+        return model, (torch.rand(2, channels, *size),)
+    smaller = (torch.rand(2, channels, TIMM_LARGEST, TIMM_LARGEST),)
+    for options in ({"img_size": TIMM_LARGEST}, {}):  # some fix their size when they are made
+        with contextlib.suppress(Exception), torch.no_grad():
+            made = timm.create_model(name, **options).eval()
+            made(*smaller)
+            return made.train(), smaller
+    return model, (torch.rand(2, channels, *size),)
 
 
 def _timm_size(name: str) -> int:
@@ -160,7 +170,7 @@ def _transformers(name: str) -> tuple[nn.Module, Any]:
     defaults = transformers.AutoConfig.for_model(name).to_dict()
     small = {} if name in ("resnet", "regnet", "convnext", "mobilevit", "segformer", "swin") else SMALL
     known = {k: v for k, v in small.items() if k in defaults or k in ("num_labels", "head_dim")}
-    extra = {"image_size": 64} if name in ("mobilevit", "swin") else {}
+    extra = {"image_size": 64} if name == "mobilevit" else {}
     if name == "mobilebert":
         known |= {"hidden_size": 64, "intra_bottleneck_size": 32, "true_hidden_size": 32, "embedding_size": 32}
     model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(name, **known, **extra))
@@ -172,6 +182,8 @@ def _transformers_inputs(name: str, model: nn.Module) -> dict[str, torch.Tensor]
         return {"input_values": torch.rand(1, model.config.max_length, model.config.num_mel_bins)}
     if name in AUDIO:
         return {"input_values": torch.rand(2, 4000)}
+    if name == "swin":
+        return {"pixel_values": torch.rand(2, 3, 224, 224)}
     if name in VISION:
         size = getattr(model.config, "image_size", 64) or 64
         size = size if isinstance(size, int) else size[0]
