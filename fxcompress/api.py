@@ -175,7 +175,7 @@ def _island_notes(net: CompressedModule) -> list[str]:
     found = unexportable(net.islands)
     if not found:
         return []
-    note = f"cannot be exported, since parts of the model decide on data: {', '.join(found)}"
+    note = f"cannot be exported, since parts of the model run as written: {', '.join(found)}"
     logging.getLogger("fxcompress").warning("the model trains and compresses, but %s", note)
     return [note]
 

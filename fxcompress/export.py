@@ -207,8 +207,8 @@ def _refuse_islands(net: CompressedModule) -> None:
     found = unexportable(net.islands)
     if found:
         raise ExportError(
-            f"parts of the model decide on data, which ONNX cannot hold: {', '.join(found)}; export the parts around "
-            "them as models of their own, compressed by the same spec"
+            f"parts of the model run as written, which ONNX cannot hold: {', '.join(found)}; make models of the parts "
+            "that can be graphs (a backbone, a head), compress those with the same spec, and export them"
         )
 
 

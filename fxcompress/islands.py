@@ -41,8 +41,10 @@ class Island:
 
 
 def unexportable(islands: Mapping[str, Island]) -> list[str]:
-    """The islands that no exported graph can hold, because what they do depends on data: path, class and reason."""
-    return [f"'{path}' ({i.cls}: {i.reason})" for path, i in islands.items() if i.depends_on_data]
+    """The islands that no exported graph can hold, because what they do depends on data or they are the whole model:
+    path, class and reason."""
+    found = {path or "the whole model": i for path, i in islands.items() if i.depends_on_data or not path}
+    return [f"'{path}' ({i.cls}: {i.reason})" for path, i in found.items()]
 
 
 def is_leaf(module: nn.Module) -> bool:

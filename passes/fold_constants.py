@@ -21,12 +21,12 @@ class FoldConstants:
     """Store weights and biases that are computed from parameters (weight norm, standardization, parts of a packed
     bias) as the values they have.
 
-    Before:  %fc_parametrizations_weight_original0 = fc.parametrizations.weight.original0
-             %fc_parametrizations_weight_original1 = fc.parametrizations.weight.original1
-             %mul = mul(%fc_parametrizations_weight_original0, %fc_parametrizations_weight_original1)
-             %fc_weight_quantizer = compression.fc.weight_quantizer:Quantizer(%mul)
-    After:   %fc_weight_value = fc.weight_value
-             %fc_weight_quantizer = compression.fc.weight_quantizer:Quantizer(%fc_weight_value)
+    Before:  %weight = weight
+             %gain = gain
+             %mul = mul(%weight, %gain)
+             %linear_weight_quantizer = compression.linear.weight_quantizer:Quantizer(%mul)
+    After:   %linear_weight_value = linear.weight_value
+             %linear_weight_quantizer = compression.linear.weight_quantizer:Quantizer(%linear_weight_value)
 
     Requires: evaluation mode.
     Ensures:  pruners and quantizers of weights, and products, read stored weights and biases.

@@ -19,8 +19,8 @@ from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_p
 class LinearizeProducts:
     """Spell matrix products with a weight of two axes on the right as linear layers, which runtimes and later passes know.
 
-    Before:  %addmm = addmm(%bias, %x, %weight)
-    After:   %addmm_transposed = transpose(%weight, 0, 1)
+    Before:  %addmm = addmm(%bias, %x, %weight_quantizer)
+    After:   %addmm_transposed = transpose(%weight_quantizer, 0, 1)
              %addmm = linear(%x, %addmm_transposed, %bias)
 
     Ensures:  no matrix product with such a weight is left.

@@ -20,11 +20,11 @@ from fxcompress.qdq import DEQUANTIZE
 class RearrangeWeights:
     """Transpose, split and join stored integers, not what is dequantized from them, so that products find integers.
 
-    Before:  %w_quantizer = dequantize(%w_integers, %w_scale, %w_zero_point, 1)
-             %t = transpose(%w_quantizer, 0, 1)
-             %linear = linear(%x, %t)
-    After:   %linear_weight = dequantize(%linear_weight_integers, %linear_weight_scale, %linear_weight_zero_point, 0)
-             %linear = linear(%x, %linear_weight)
+    Before:  %weight_quantizer = dequantize(%weight_integers, %weight_scale, %weight_zero_point, 1)
+             %matmul_transposed = transpose(%weight_quantizer, 0, 1)
+             %matmul = linear(%x, %matmul_transposed)
+    After:   %matmul_weight = dequantize(%matmul_weight_integers, %matmul_weight_scale, %matmul_weight_zero_point, 0)
+             %matmul = linear(%x, %matmul_weight)
 
     Requires: weights are frozen.
     Ensures:  no product reads a symmetric integer weight through operators that only move elements.

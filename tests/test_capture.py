@@ -200,7 +200,7 @@ def test_parts_that_cannot_be_exported_are_named_before_training(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     net = fxc.compress(Control(), "Q8(w)@0", rows(), total_steps=1)
-    assert "parts of the model decide on data: 'inner' (Inner: its Python code needs" in net.schedule.timeline()
+    assert "parts of the model run as written: 'inner' (Inner: its Python code needs" in net.schedule.timeline()
     assert "'inner' (Inner" in caplog.text
     with pytest.raises(ExportError, match=r"'inner' \(Inner: its Python code needs the value of a tensor\)"):
         fxc.export_onnx(net, tmp_path / "net.onnx")
