@@ -70,6 +70,11 @@ class CompressedModule(GraphModule):
         return self._islands
 
     @property
+    def regions(self) -> tuple[str, ...]:
+        """The paths of the modules that are captured: the root's, or those inside islands."""
+        return tuple(self._regions)
+
+    @property
     def graph(self) -> Graph:
         """The root's graph in the current mode; an empty one if the root is an island."""
         variants = self._regions.get("", [])

@@ -103,9 +103,22 @@ def _read_by_sites(sites: Iterable[Site]) -> Iterator[str]:
 
 
 def _left_alone(net: CompressedModule, name: str, weight: Tensor) -> Row:
-    owner = type(net.get_submodule(name.rpartition(".")[0])).__name__
-    reason = f"no pass rewrites this weight of {owner}"
+    owner = name.rpartition(".")[0]
+    reason = f"no pass rewrites this weight of {type(net.get_submodule(owner)).__name__}"
+    island = _island_around(net, owner)
+    if island is not None:
+        where = f"island '{island}'" if island else "the model (an island)"
+        reason = f"no captured part of {where} reads it ({net.islands[island].reason})"
     return Row(name, "weight", FLOAT_BITS, 0.0, weight.numel() * FLOAT_BITS / 8, 0, 0.0, False, reason)
+
+
+def _island_around(net: CompressedModule, path: str) -> str | None:
+    """The innermost island that a module stands in, if nothing between the two is captured."""
+    while path not in net.islands:
+        if not path or path in net.regions:
+            return None
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _row(net: CompressedModule, at: Site, products: list[_Use]) -> Row:

@@ -7,6 +7,7 @@ import random
 import resource
 import statistics
 import time
+from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,7 +73,7 @@ def measure(row: Row, model: nn.Module, inputs: Any) -> None:
     row.seconds = time.perf_counter() - start
     row.factor, row.memory_mb, row.captured = row.seconds / forward, _peak() - before, True
     row.islands = {path or "(the model)": island.reason for path, island in net.islands.items()}
-    row.weights, row.edges, row.left = *_shares(net), _left(net)
+    row.weights, row.edges, row.left = *_shares(net, _counted(reference, inputs)), _left(net)
     for mode in ("train", "eval", "train"):
         setattr(row, mode, same(reference, net, inputs, mode == "train"))
     row.eval = f"{row.eval}, copy {same(reference, copy.deepcopy(net), inputs, False)}"
@@ -99,14 +100,15 @@ def _run(model: nn.Module, inputs: Any) -> tuple[list[Tensor], dict[str, Tensor 
     random.seed(3)
     np.random.seed(3)
     model.zero_grad(set_to_none=True)
-    outputs = [t for t in pytree.tree_leaves(_call(model, copy.deepcopy(inputs))) if isinstance(t, Tensor)]
+    outputs = [t for t in pytree.tree_leaves(call(model, copy.deepcopy(inputs))) if isinstance(t, Tensor)]
     losses = [t.float().sum() for t in outputs if t.requires_grad]
     if losses:
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
     return outputs, {name: p.grad for name, p in model.named_parameters()}
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model on its inputs, positional or by keyword."""
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
@@ -121,9 +123,13 @@ def _distance(a: Tensor | None, b: Tensor | None) -> float:
     return float(((a - b).abs().max() / scale).detach())
 
 
-def _shares(net: fxc.CompressedModule) -> tuple[float, float]:
+def _shares(net: fxc.CompressedModule, counted: dict[str, float]) -> tuple[float, float]:
+    """Of multiply-accumulates with weights (as the model's own layers count them, and ours where it has none) and of
+    the activations that products read."""
     weights = [r for r in rows_of(net) if r.kind == "weight"]
-    done = sum(r.macs for r in weights if r.rewritten)
+    counted |= {r.name: r.macs for r in weights if r.name not in counted}
+    rewritten = {r.name for r in weights if r.rewritten}
+    done = sum(macs for name, macs in counted.items() if name in rewritten)
     edges = [
         isinstance(module_of(gm, tail(gm, source)), Quantizer)
         for gm in net.views()
@@ -131,7 +137,28 @@ def _shares(net: fxc.CompressedModule) -> tuple[float, float]:
         if is_product(node) and is_constant(weight_of(node))
         for source in sources(gm, input_of(node))
     ]
-    return done / max(sum(r.macs for r in weights), 1), sum(edges) / max(len(edges), 1)
+    return done / max(sum(counted.values()), 1), sum(edges) / max(len(edges), 1)
+
+
+def _counted(model: nn.Module, inputs: Any) -> dict[str, float]:
+    """Multiply-accumulates of all layers in one run of the model itself, by the name of their weight."""
+    counted: dict[str, float] = defaultdict(float)
+
+    def count(path: str, layer: nn.Module) -> Any:
+        def hook(module: Any, args: Any, output: Tensor) -> None:
+            weight = module.weight
+            counted[f"{path}.weight".removeprefix(".")] += output.numel() * weight.numel() / weight.shape[0]
+
+        return layer.register_forward_hook(hook)
+
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    handles = [count(path, m) for path, m in model.named_modules(remove_duplicate=True) if isinstance(m, layers)]
+    with torch.no_grad():
+        call(model.eval(), copy.deepcopy(inputs))
+    for handle in handles:
+        handle.remove()
+    first = next(iter(inputs.values() if isinstance(inputs, dict) else inputs))
+    return {name: macs / len(first) for name, macs in counted.items()}
 
 
 def _left(net: fxc.CompressedModule) -> dict[str, str]:
@@ -142,7 +169,7 @@ def _timed(model: nn.Module, inputs: Any) -> float:
     bind(model, inputs)
     start = time.perf_counter()
     with torch.no_grad():
-        _call(model, copy.deepcopy(inputs))
+        call(model, copy.deepcopy(inputs))
     return time.perf_counter() - start
 
 

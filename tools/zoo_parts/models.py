@@ -22,7 +22,7 @@ class Entry:
 
 
 DETECTION = ("rcnn", "retinanet", "ssd", "fcos")
-TORCHVISION_SIZES = {"inception_v3": 96, "alexnet": 96, "squeezenet": 96, "vit_": 224, "maxvit": 224, "vgg": 64}
+TORCHVISION_SIZES = {"inception_v3": 299, "alexnet": 96, "squeezenet": 96, "vit_": 224, "maxvit": 224, "vgg": 64}
 TORCHVISION_SAMPLE = (
     "resnet18",
     "mobilenet_v3_small",
@@ -121,12 +121,13 @@ def _timm(family: str) -> tuple[nn.Module, Any]:
     channels, *size = model.default_cfg["input_size"]
     if max(size) <= TIMM_LARGEST or model.default_cfg.get("fixed_input_size"):
         return model, (torch.rand(2, channels, *size),)
-    smaller = (torch.rand(2, channels, TIMM_LARGEST, TIMM_LARGEST),)
-    for options in ({"img_size": TIMM_LARGEST}, {}):  # some fix their size when they are made
-        with contextlib.suppress(Exception), torch.no_grad():
-            made = timm.create_model(name, **options).eval()
-            made(*smaller)
-            return made.train(), smaller
+    for edge in (TIMM_LARGEST, 224):
+        smaller = (torch.rand(2, channels, edge, edge),)
+        for options in ({"img_size": edge}, {}):  # some fix their size when they are made
+            with contextlib.suppress(Exception), torch.no_grad():
+                made = timm.create_model(name, **options).eval()
+                made(*smaller)
+                return made.train(), smaller
     return model, (torch.rand(2, channels, *size),)
 
 
