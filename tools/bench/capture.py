@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Time of `compress` (capture and all passes): in forward passes of large models, and against the size of generated graphs.
+"""Time of `compress` (capture and all passes) in forward passes of large models, and over the size of generated graphs.
 
 tools/bench/capture.py                 both, as Markdown
 tools/bench/capture.py --models resnet152 swin_b
