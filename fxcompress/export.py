@@ -17,10 +17,11 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from fxcompress.errors import ExportError
 from fxcompress.frozen import lower
+from fxcompress.graph import writes_in_place
 from fxcompress.inputs import bind_example
 from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
@@ -56,6 +57,7 @@ def export_onnx(
     _refuse_islands(net)
     inputs = bind_example(net, example_inputs)
     lowered = lower(net).cpu()
+    _refuse_writes(lowered)
     model = _to_onnx(lowered, inputs, opset, dynamic_batch)
     strip_traces(model)
     model.metadata_props["fxcompress.spec"] = str(net.spec)
@@ -201,6 +203,23 @@ def _refuse_unfinished(net: CompressedModule) -> None:
             f"{net.schedule.steps}; train on (pass optimizer= to compress, or call net.schedule.step() after each "
             "optimizer step)"
         )
+
+
+def _refuse_writes(lowered: GraphModule) -> None:
+    for node in lowered.graph.nodes:
+        if writes_in_place(lowered, node) and (state := _stored_under(node.args[:1])) is not None:
+            raise ExportError(
+                f"the model changes its own '{state}' in evaluation, which no file can; leave that out in evaluation"
+            )
+
+
+def _stored_under(values: Any) -> str | None:
+    """The parameter or buffer that a value is, or is a view of."""
+    while values and isinstance(values[0], Node):
+        if values[0].op == "get_attr":
+            return str(values[0].target)
+        values = values[0].args[:1] if "tensor_meta" in values[0].meta else ()
+    return None
 
 
 def _refuse_islands(net: CompressedModule) -> None:

@@ -45,6 +45,9 @@ VIEWS: frozenset[Any] = frozenset({
 })  # fmt: skip
 """Operators whose output may share its input's memory."""
 
+ZEROS: frozenset[Any] = frozenset({torch.zeros, torch.zeros_like, "new_zeros"})
+"""What makes zeros, which lie on every grid."""
+
 MOVES: frozenset[Any] = CATS | VIEWS | {
     torch.stack, torch.t, "t", torch.movedim, "movedim", torch.swapaxes, "swapaxes", torch.narrow, "narrow",
     torch.select, "select", "expand", "clone",

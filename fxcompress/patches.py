@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ClassMethodDescriptorType
@@ -37,6 +38,11 @@ LOST = {
     "torch.amp.autocast_mode.autocast.__enter__": "it enters torch.autocast, a region that a graph cannot hold",
     "torch.autograd.graph.saved_tensors_hooks.__enter__": "it recomputes or moves what it saves for backward",
     "torch.autograd.function.Function.apply": "it calls an autograd.Function, whose backward a graph cannot hold",
+    "torch.utils.checkpoint._checkpoint_without_reentrant_generator_impl": "it recomputes in backward what it drops",
+    "torch._functorch.apis.vmap_impl": "it maps over an axis with torch.vmap, which a graph cannot hold",
+    "torch._functorch.eager_transforms.grad_and_value_impl": "it differentiates in its forward",
+    "torch._functorch.eager_transforms._vjp_with_argnums": "it differentiates in its forward",
+    "torch._functorch.eager_transforms._jvp_with_argnums": "it differentiates in its forward",
     "torch.nn.attention._sdpa_kernel": "it chooses an attention kernel for a region, which a graph cannot hold",
 }
 """What a graph would lose, by where it stands, and why a forward that does it is an island."""
@@ -81,6 +87,11 @@ def watching(record: Callable[..., Any], is_busy: Callable[[], bool]) -> Iterato
             stack.enter_context(mock.patch.object(torch, name, _of_symbols(getattr(torch, name), record)))
         for name, function in [(n, f) for n, f in vars(torch.special).items() if callable(f)]:
             stack.enter_context(mock.patch.object(torch.special, name, _of_symbols(function, record)))
+        stack.enter_context(
+            mock.patch.object(torch, "is_grad_enabled", _asked_by_users(torch.is_grad_enabled, is_busy))
+        )
+        enabling = _deciding_mode(torch.set_grad_enabled.__init__)
+        stack.enter_context(mock.patch.object(torch.set_grad_enabled, "__init__", enabling))
         stack.enter_context(mock.patch.object(torch, "_check_with", _deciding(torch._check_with)))
         for place, why in LOST.items():
             owner, attribute = _locate(place)
@@ -100,6 +111,25 @@ def _of_symbols(function: Any, record: Any) -> Any:
         if any(map(is_symbol, (*args, *kwargs.values()))):
             return record(function, args, kwargs)
         return function(*args, **kwargs)
+
+    return call
+
+
+def _asked_by_users(function: Any, is_busy: Any) -> Any:
+    """Torch's own layers ask it to choose a fused kernel, which computes the same; a model that asks computes something
+    else."""
+
+    def call() -> Any:
+        if not is_busy() and not str(sys._getframe(1).f_globals.get("__name__")).startswith(("torch.", "fxcompress.")):
+            raise Untraceable("it asks whether gradients are computed, which a graph does not know")
+        return function()
+
+    return call
+
+
+def _deciding_mode(function: Any) -> Any:
+    def call(self: Any, mode: Any) -> None:
+        function(self, bool(mode))  # C would look into a symbol, which has no inside
 
     return call
 

@@ -43,7 +43,14 @@ def from_records(records: list[Any]) -> Graph:
 
 
 def _map_refs(value: Any, nodes: Mapping[str, Node]) -> Any:
-    return torch.utils._pytree.tree_map(lambda a: nodes[a] if isinstance(a, _Ref) else a, value)
+    if isinstance(value, slice):
+        return slice(*(_map_refs(v, nodes) for v in (value.start, value.stop, value.step)))
+    if isinstance(value, (tuple, list)):
+        items = [_map_refs(v, nodes) for v in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, dict):
+        return {k: _map_refs(v, nodes) for k, v in value.items()}
+    return nodes[value] if isinstance(value, _Ref) else value
 
 
 def _pack_target(target: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from fxcompress.graph import tensor_at, writes_in_place
-from fxcompress.operators import VIEWS, called, is_value_preserving
+from fxcompress.operators import VIEWS, ZEROS, called, is_value_preserving
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
 
@@ -32,6 +32,8 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
             found = found or node
             scale, zero_point, *bounds = node.args[1:]
             grids.add((scale.target, zero_point.target, *bounds))  # type: ignore[union-attr]
+        elif node.target in ZEROS:
+            continue
         elif keeps_grid(gm, node):
             pending += _tensors(node)
         else:

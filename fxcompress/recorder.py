@@ -107,6 +107,8 @@ class Recorder(Tracer):
     def create_arg(self, a: Any) -> Any:
         """What stands in a node for an argument: nodes, and containers as they are."""
         if is_symbol(a):
+            if a.tracer is not self:
+                raise Untraceable("it keeps values of an earlier call outside of its modules")
             return a.node
         if isinstance(a, dict) and type(a) is not dict:
             return self._container(a)

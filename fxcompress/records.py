@@ -12,6 +12,7 @@ from torch import nn
 from fxcompress.draws import kept
 from fxcompress.errors import CaptureError
 from fxcompress.mirror import mirror, without_hooks
+from fxcompress.snapshot import Snapshot
 
 
 @dataclass
@@ -49,6 +50,7 @@ def observe(
         module.training = flags[f"{name}.training".removeprefix(".")]
         _record(module, name, records, like)
     args, kwargs = arguments
+    before = Snapshot(twin)
     try:
         with kept(root), torch.enable_grad():
             twin.get_submodule(path)(*args, **kwargs)
@@ -59,6 +61,8 @@ def observe(
             f"the example inputs do not fit the model: {what}; "
             "pass inputs of the shape and dtype that the model is called with"
         ) from error
+    finally:
+        before.restore()  # copies of modules share what their attributes hold
     return records
 
 

@@ -19,6 +19,7 @@ from fxcompress.constants import expression
 from fxcompress.graph import has_module, module_of, site
 from fxcompress.operators import (
     RECURRENT,
+    ZEROS,
     activation_inputs,
     has_integer_kernel,
     is_activation,
@@ -30,6 +31,7 @@ from fxcompress.operators import (
     is_value_preserving,
     weights_of,
 )
+from fxcompress.placement import is_written
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 
@@ -108,7 +110,7 @@ def sources(gm: GraphModule, node: Node) -> Iterator[Node]:
             yield from [node] if is_activation(node) else []
         elif is_value_preserving(gm, node):
             pending += reversed([n for n in node.all_input_nodes if not _is_size(n)])
-        elif is_activation(node):
+        elif is_activation(node) and (node.target not in ZEROS or is_written(gm, node)):
             yield node
 
 

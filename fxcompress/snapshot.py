@@ -1,16 +1,23 @@
-"""What a tree of modules holds besides its tensors' values, to find out and undo what a forward changes."""
+"""What a tree of modules holds besides its parameters and buffers, to find out and undo what a forward changes."""
 
 from __future__ import annotations
 
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fxcompress.symbols import Untraceable
 
+DEEPEST, LARGEST_TENSOR, MOST_FIELDS = 3, 2**16, 16
+"""How far containers are looked into; larger tensors are not put back, objects with more fields not looked into."""
+
+_OPAQUE = (nn.Module, nn.Parameter, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.dtype)
+
 
 class Snapshot:
-    """The attributes of all modules of a tree, and the items of their plain containers."""
+    """The attributes of all modules of a tree, and what plain containers, small objects and tensors in them hold."""
 
     def __init__(self, root: nn.Module) -> None:
         self._states = {module: _state(module) for module in root.modules()}
@@ -18,10 +25,9 @@ class Snapshot:
     def refuse_changes(self) -> None:
         """Raise Untraceable if an attribute is another than it was: a graph would not set it again."""
         for module, state in self._states.items():
-            now = _state(module)
             exempt = computed_anew(module)
-            for name in {**state, **now}:
-                if name not in exempt and not _same(state.get(name), now.get(name)):
+            for name in {**state, **module.__dict__}:
+                if name not in exempt and (name not in state or state[name].differs(module.__dict__.get(name))):
                     raise Untraceable(f"it changes '{name}' of {type(module).__name__}, which a graph cannot do")
         self.restore()
 
@@ -30,11 +36,9 @@ class Snapshot:
         for module, state in self._states.items():
             for name in [n for n in module.__dict__ if n not in state]:
                 del module.__dict__[name]
-            for name, (value, items) in state.items():
-                module.__dict__[name] = value
-                if items is not None and not _same((value, items), (value, _items(value))):
-                    value.clear()
-                    (value.update if isinstance(value, (dict, set)) else value.extend)(items)
+            for name, kept in state.items():
+                module.__dict__[name] = kept.value
+                kept.restore()
 
 
 def computed_anew(module: nn.Module) -> set[str]:
@@ -46,22 +50,76 @@ def computed_anew(module: nn.Module) -> set[str]:
     return {hook.name for hook in hooks if hasattr(hook, "compute_weight")}
 
 
-def _state(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    return {name: (value, _items(value)) for name, value in module.__dict__.items()}
+class _Kept:
+    """A value and what was in it: items, fields, or a tensor's data."""
+
+    __slots__ = ("inside", "items", "value")
+
+    def __init__(self, value: Any, depth: int) -> None:
+        self.value = value
+        self.items: Any = None
+        self.inside: tuple[_Kept, ...] = ()
+        if isinstance(value, Tensor) and not isinstance(value, _OPAQUE):
+            small = value.numel() <= LARGEST_TENSOR and not value.is_meta
+            self.items = (value._version, value.detach().clone() if small else None)
+            return
+        holder = _holder(value)
+        if holder is not None:
+            self.items = holder.copy()
+            if depth:
+                parts = holder.values() if isinstance(holder, dict) else holder
+                self.inside = tuple(_Kept(v, depth - 1) for v in parts if _may_change(v))
+
+    def differs(self, now: Any) -> bool:
+        """Whether the value is another object, or holds others than it did."""
+        if now is not self.value:
+            return True
+        if isinstance(now, Tensor) and self.items is not None:
+            return bool(now._version != self.items[0])
+        holder = _holder(now)
+        if holder is not None and self.items is not None and not _same_items(self.items, holder):
+            return True
+        return any(kept.differs(kept.value) for kept in self.inside)
+
+    def restore(self) -> None:
+        """Put back what was in the value."""
+        if self.items is None or not self.differs(self.value):
+            return
+        if isinstance(self.value, Tensor):
+            if self.items[1] is not None:
+                with torch.no_grad():
+                    self.value.copy_(self.items[1])
+            return
+        holder: Any = _holder(self.value)
+        holder.clear()
+        (holder.extend if isinstance(holder, list) else holder.update)(self.items)
+        for kept in self.inside:
+            kept.restore()
 
 
-def _items(value: Any) -> Any:
-    return value.copy() if type(value) in (list, dict, set) else None
+def _state(module: nn.Module) -> dict[str, _Kept]:
+    # What nn.Module itself keeps is looked at from outside only: tensors in it are symbols to a forward.
+    return {name: _Kept(value, 0 if name.startswith("_") else DEEPEST) for name, value in module.__dict__.items()}
 
 
-def _same(first: Any, second: Any) -> bool:
-    if first is None or second is None or first[0] is not second[0]:
-        return False
-    a, b = first[1], second[1]
-    if a is None or isinstance(a, set):
-        return bool(a == b)
+def _holder(value: Any) -> Any:
+    """The list, dict or set that a value is or, for a small plain object, keeps its fields in."""
+    if type(value) in (list, dict, set):
+        return value
+    fields = getattr(value, "__dict__", None)
+    is_object = isinstance(fields, dict) and len(fields) <= MOST_FIELDS and not isinstance(value, _OPAQUE)
+    return fields if is_object else None
+
+
+def _may_change(value: Any) -> bool:
+    return isinstance(value, Tensor) or _holder(value) is not None
+
+
+def _same_items(a: Any, b: Any) -> bool:
     if len(a) != len(b):
         return False
+    if isinstance(a, set):
+        return bool(a == b)
     if isinstance(a, dict):
         return all(k in b and v is b[k] for k, v in a.items())
     return all(v is w for v, w in zip(a, b, strict=True))

@@ -133,11 +133,14 @@ class Symbol(Proxy):
     def __str__(self) -> str:
         return str(self._decided())
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
     def __round__(self, *digits: int) -> Any:
         return self._call(round, self, *digits)
 
     def __hash__(self) -> int:
-        return id(self) if isinstance(self.value, torch.Tensor) else hash(self.value)
+        return id(self) if isinstance(self.value, torch.Tensor) else hash(self._decided())
 
     def __contains__(self, item: Any) -> bool:
         return bool(self._call(operator.contains, self, item))

@@ -47,6 +47,7 @@ class ForwardTracer(Recorder):
         super().__init__(root, values)
         self.flags, self.islands, self.island_value = flags, islands, island_value
         self.branched: dict[str, bool] = {}
+        self.modules = set(root.modules())
         self.island_calls: dict[str, int] = {}
 
     def trace_forward(self, path: str, arguments: Mapping[str, Any]) -> Graph:
@@ -173,6 +174,8 @@ class ForwardTracer(Recorder):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Trace a module, or leave it a call; what cannot be traced becomes an island, the innermost that is enough."""
         if self.values.busy:
+            return forward(*args, **kwargs)
+        if m not in self.modules:  # made in a forward, as a slice of a Sequential is
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):

@@ -233,7 +233,8 @@ def _scale(gm: GraphModule, node: Node) -> float:
 
 def _positional(graph: torch.fx.Graph, feeds: Mapping[str, Any]) -> list[Any]:
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    return [feeds.get(str(n.target), n.args[0] if n.args else None) for n in placeholders]
+    values = [feeds.get(str(n.target), n.args[0] if n.args else None) for n in placeholders]
+    return torch.utils._pytree.tree_map_only(Tensor, Tensor.clone, values)  # type: ignore[no-any-return] # may be written
 
 
 def _feed(model: onnx.ModelProto, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:

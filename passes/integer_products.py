@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxcompress.errors import PassError
 from fxcompress.graph import drop_dead_code, replace, site, tensor_at
 from fxcompress.integer import INTEGER, needs_float64
-from fxcompress.operators import bias_of, channel_axis, is_activation_product, is_product, weight_of
+from fxcompress.operators import PRODUCTS, bias_of, channel_axis, is_activation_product, weight_of
 from fxcompress.placement import grid_of, largest_input
 from fxcompress.qdq import DEQUANTIZE
 
@@ -50,7 +50,7 @@ class IntegerProducts:
 def _is_quantized(gm: GraphModule, node: Node) -> bool:
     if is_activation_product(node):
         return all(grid_of(gm, a) is not None for a in node.args)
-    if node.target not in INTEGER or not is_product(node):
+    if node.target not in PRODUCTS:
         return False
     if weight_of(node).target is not DEQUANTIZE or grid_of(gm, node.args[0]) is None:
         return False

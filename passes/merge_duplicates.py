@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
@@ -15,18 +17,41 @@ from fxcompress.operators import (
     ADDS,
     AVERAGE_POOLS,
     BATCH_NORMS,
+    MATMULS,
     MULS,
     PRODUCTS,
     RELU6S,
     RELUS,
+    SOFTMAXES,
     VALUE_PRESERVING,
     called,
 )
 from fxcompress.placement import is_written
 from fxcompress.qdq import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
+from fxcompress.symbols import NUMERIC
 
 QDQ = {DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE}
-REPEATABLE = PRODUCTS | ADDS | MULS | AVERAGE_POOLS | RELUS | RELU6S | VALUE_PRESERVING | set(BATCH_NORMS) | QDQ
+PURE = NUMERIC | {
+    torch.zeros, torch.ones, torch.full, torch.arange, torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros",
+    "new_ones", getattr, "size", "dim", torch.sub, torch.div, torch.exp, torch.pow, torch.sqrt, torch.rsqrt, torch.mean,
+    "mean", torch.sigmoid, F.sigmoid, torch.tanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.layer_norm, F.embedding,
+    nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LayerNorm, "unflatten", "expand",
+}  # fmt: skip
+"""Operators that runtimes compute in float, and what makes tensors and shapes."""
+REPEATABLE = (
+    PURE
+    | MATMULS
+    | SOFTMAXES
+    | PRODUCTS
+    | ADDS
+    | MULS
+    | AVERAGE_POOLS
+    | RELUS
+    | RELU6S
+    | VALUE_PRESERVING
+    | set(BATCH_NORMS)
+    | QDQ
+)
 """Operators known to yield the same for the same inputs in evaluation."""
 
 

@@ -143,11 +143,13 @@ def _shares(net: fxc.CompressedModule, counted: dict[str, float]) -> tuple[float
 def _counted(model: nn.Module, inputs: Any) -> dict[str, float]:
     """Multiply-accumulates of all layers in one run of the model itself, by the name of their weight."""
     counted: dict[str, float] = defaultdict(float)
+    names = {id(p): name for name, p in model.named_parameters()}  # a tied weight has one
 
     def count(path: str, layer: nn.Module) -> Any:
         def hook(module: Any, args: Any, output: Tensor) -> None:
             weight = module.weight
-            counted[f"{path}.weight".removeprefix(".")] += output.numel() * weight.numel() / weight.shape[0]
+            name = names.get(id(weight), f"{path}.weight".removeprefix("."))
+            counted[name] += output.numel() * weight.numel() / weight.shape[0]
 
         return layer.register_forward_hook(hook)
 
