@@ -23,14 +23,7 @@ class Entry:
 
 DETECTION = ("rcnn", "retinanet", "ssd", "fcos")
 TORCHVISION_SIZES = {"inception_v3": 299, "alexnet": 96, "squeezenet": 96, "vit_": 224, "maxvit": 224, "vgg": 64}
-TORCHVISION_SAMPLE = (
-    "resnet18",
-    "mobilenet_v3_small",
-    "googlenet",
-    "vit_b_32",
-    "swin_t",
-    "ssdlite320_mobilenet_v3_large",
-)
+TORCHVISION_SAMPLE = ("resnet18", "mobilenet_v3_small", "googlenet", "ssdlite320_mobilenet_v3_large")
 TIMM_SAMPLE = ("convnext", "efficientnet", "swin_transformer", "vision_transformer", "levit")
 TIMM_SMALL = (
     "atto",
