@@ -83,7 +83,7 @@ def _torchvision_inputs(name: str) -> Any:
     if any(part in name for part in ("r3d", "mc3", "r2plus1d", "swin3d")):
         return (torch.rand(2, 3, 8, 64, 64),)
     size = next((size for part, size in TORCHVISION_SIZES.items() if part in name), 64)
-    return (torch.rand(2, 3, size, size),)
+    return (torch.rand(1 if name == "vit_h_14" else 2, 3, size, size),)
 
 
 def _objects() -> dict[str, torch.Tensor]:
