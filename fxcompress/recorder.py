@@ -29,6 +29,7 @@ class Recorder(Tracer):
         self.assumed: dict[tuple[Any, Node], None] = {}
         self.constants: dict[str, Tensor] = {}
         self.grad_enabled = True
+        self.is_done = False
         self.region = ""  # the path of the module whose forward is recorded
         self._counts: dict[str, int] = {}
         self._bases: dict[Node, str] = {}

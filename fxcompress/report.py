@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from fxcompress.graph import module_of
 from fxcompress.module import CompressedModule
-from fxcompress.operators import activation_inputs, macs, shape_of, weights_of
+from fxcompress.operators import activation_inputs, is_constant, macs, shape_of, weights_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 from fxcompress.sites import Site, all_sites, find_sites, strip, weight_sources
@@ -94,9 +94,12 @@ def rows_of(net: CompressedModule) -> list[Row]:
 
 def _read_by_sites(sites: Iterable[Site]) -> Iterator[str]:
     """The parameters that computed weights, which have rows of their own, are computed from."""
-    pending = [s.node for s in sites if s.kind == "weight"]
+    pending, seen = [s.node for s in sites if s.kind == "weight" and is_constant(s.node)], set[Node]()
     while pending:
         node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
         pending += node.all_input_nodes
         if node.op == "get_attr":
             yield str(node.target)

@@ -103,6 +103,12 @@ class Symbol(Proxy):
     def __setitem__(self, key: Any, value: Any) -> None:
         self._call(operator.setitem, self, key, value)
 
+    def __eq__(self, other: Any) -> Any:
+        # A cache outside of the model may keep symbols as keys: they are like nothing that a later call asks for.
+        if self.tracer.is_done or (is_symbol(other) and other.tracer is not self.tracer):
+            return False
+        return self._call(operator.eq, self, other)
+
     def __bool__(self) -> bool:
         return bool(self.tracer.to_bool(self))
 
@@ -223,9 +229,9 @@ def _recording(function: Callable[..., Any], reflected: bool = False) -> Callabl
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lshift", "rshift", "and", "or", "xor")
-_OTHER = ("eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem")
+_OTHER = ("ne", "lt", "le", "gt", "ge", "neg", "pos", "abs", "invert", "getitem")
 _FUNCTIONS = {name: getattr(operator, f"{name}_" if name in ("and", "or") else name) for name in (*_BINARY, *_OTHER)}
-NUMERIC = frozenset(_FUNCTIONS.values())
+NUMERIC = frozenset({operator.eq, *_FUNCTIONS.values()})
 """Python's operators that write to none of their operands."""
 
 for _name, _function in _FUNCTIONS.items():

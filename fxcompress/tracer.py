@@ -63,6 +63,7 @@ class ForwardTracer(Recorder):
                 before.refuse_changes()
             finally:
                 before.restore()
+                self.is_done = True
         for name, tensor in self.constants.items():
             # Tensors that Python made once move with the net, but are no part of its state.
             self.tree.register_buffer(name, tensor, persistent=False)
