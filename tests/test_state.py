@@ -131,12 +131,12 @@ def test_numbers_or_tensors_by_position() -> None:
     assert_follows(model, net, rows(6))
 
 
-def test_values_of_an_earlier_call_make_an_island() -> None:
+def test_a_cache_keeps_no_symbols_for_later_calls() -> None:
     table = functools.lru_cache(None)(lambda n: torch.arange(n).float()[:, None])
     for _ in range(2):
-        fxc.compress(
-            Does(lambda m, x: m.layer(x) + table(x.shape[0]), nn.Linear(6, 6)), "Q8(w)", rows(6), total_steps=4
-        )
+        model, net = twins(Does(lambda m, x: m.layer(x) + table(x.shape[0]), nn.Linear(6, 6)), rows(6))
+        assert not net.islands
+        assert_follows(model, net, rows(6))
 
 
 def test_a_model_that_changes_its_buffers_in_evaluation_is_not_exported(tmp_path: Path) -> None:
