@@ -363,3 +363,20 @@ def test_a_fixed_scale_is_not_shared(tmp_path: Path) -> None:
     fixed = [n for n, m in net.named_modules() if getattr(m, "fixed_scale", None) is not None]
     assert [sum(str(n.target) == path for n in net.graph.nodes) for path in fixed] == [1]
     assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+
+
+def test_repeated_float_functions_export(tmp_path: Path) -> None:
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            return self.b(nn.functional.gelu(y)) + self.b(nn.functional.gelu(y))
+
+    net = fxc.compress(Repeats(), "Q8(w,f)@1", torch.randn(4, 6), total_steps=2)
+    for _ in range(2):
+        net(torch.randn(4, 6))
+        net.schedule.step()
+    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
