@@ -120,6 +120,7 @@ def insert_compression(net: CompressedModule, assignment: Assignment, after: Hoo
     for gm in net.each_variant():
         run(gm, [ShareScales(leaders)], after)
     _drop_uncalled(net)
+    net.recompile()
     return leaders
 
 

@@ -62,7 +62,8 @@ class CompressedModule(GraphModule):
         for path in self._regions:
             if path:
                 _hand_over(self, path)
-        self.recompile()
+        self.__dict__["_forwards"] = {}
+        type(self).forward = self._dispatching()
 
     @property
     def islands(self) -> Mapping[str, Island]:
@@ -113,9 +114,9 @@ class CompressedModule(GraphModule):
         return map(self.view, self.graphs)
 
     def each_variant(self) -> Iterator[GraphModule]:
-        """The views for passes to rewrite; the net recompiles when all are done."""
+        """The views for passes to rewrite; the forwards made from the graphs before are forgotten."""
         yield from self.views()
-        self.recompile()
+        self._forwards.clear()
 
     def keep(self, regions: Mapping[str, list[Variant]]) -> None:
         """Drop all graphs but these."""
@@ -148,8 +149,15 @@ class CompressedModule(GraphModule):
         flags = Flags(self)
         for variant in self._regions.get(path, ()):
             if variant.fits(pattern, flags):
-                return self._forwards[id(variant)](self, *values.values())
-        return self._forwards[id(self._capture_more(path, values))](self, *values.values())
+                return self._forward_of(variant)(self, *values.values())
+        return self._forward_of(self._capture_more(path, values))(self, *values.values())
+
+    def _forward_of(self, variant: Variant) -> Callable[..., Any]:
+        if id(variant) not in self._forwards:
+            dispatching = type(self).forward
+            self._compile(variant)
+            type(self).forward = dispatching
+        return self._forwards[id(variant)]
 
     def _dispatching(self) -> Callable[..., Any]:
         """A forward with the model's own signature."""
@@ -189,9 +197,6 @@ class CompressedModule(GraphModule):
         if self.rewrite_more is not None:
             self.rewrite_more(self, View(self, variant.graph))
         self._regions.setdefault(path, []).append(variant)
-        forward = type(self).forward
-        self._compile(variant)
-        type(self).forward = forward
         return variant
 
     def _compile(self, variant: Variant) -> Any:

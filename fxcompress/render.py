@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from fxcompress.graph import has_module
+from fxcompress.graph import has_module, module_of
 
 
 def render(gm: GraphModule) -> str:
@@ -27,8 +27,8 @@ def _line(gm: GraphModule, node: Node) -> str:
 
 def _target(gm: GraphModule, node: Node) -> str:
     if node.op == "call_module":
-        found = has_module(gm, str(node.target))
-        return f"{node.target}:{type(gm.get_submodule(str(node.target))).__name__ if found else 'missing'}"
+        module = module_of(gm, node) if has_module(gm, str(node.target)) else None
+        return f"{node.target}:{type(module).__name__ if module else 'missing'}"
     if node.op == "call_method":
         return f".{node.target}"
     return getattr(node.target, "__name__", str(node.target)).removesuffix(".default")
@@ -40,7 +40,7 @@ def _arguments(node: Node) -> str:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, Node):
+    if type(value) is Node:
         return f"%{value.name}"
     if isinstance(value, (list, tuple)):
         inner = ", ".join(_value(v) for v in value)

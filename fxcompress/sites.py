@@ -60,7 +60,18 @@ class Site:
 
 
 def find_sites(gm: GraphModule) -> list[Site]:
-    """All sites of a graph, in graph order, each weight once."""
+    """All sites of a graph, in graph order, each weight once.
+
+    They are kept with the graph and found again only once it has changed: every pass asks before and after.
+    """
+    state = [(n, n.op, n.target, n.args, n.kwargs, type(module_of(gm, n))) for n in gm.graph.nodes]
+    known = gm.graph.__dict__.get("_sites")
+    if known is None or known[0] != state:
+        known = gm.graph.__dict__["_sites"] = (state, _find_sites(gm))
+    return list(known[1])
+
+
+def _find_sites(gm: GraphModule) -> list[Site]:
     edges = _edge_products(gm)
     weights: dict[Node, Site] = {}
     expressions: dict[str, str] = {}
@@ -223,7 +234,7 @@ def _type_name(gm: GraphModule, node: Node) -> str:
     if node.op == "placeholder":
         return "input"
     if node.op == "call_module":
-        return type(gm.get_submodule(str(node.target))).__name__
+        return type(module_of(gm, node)).__name__
     return str(node.meta.get("owner", ("", ""))[1])
 
 

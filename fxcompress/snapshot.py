@@ -16,6 +16,9 @@ DEEPEST, LARGEST_TENSOR, MOST_FIELDS = 3, 2**16, 16
 _OPAQUE = (nn.Module, nn.Parameter, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, torch.dtype)
 
 
+_ATOMS = frozenset({type(None), bool, int, float, str, tuple})
+
+
 class Snapshot:
     """The attributes of all modules of a tree, and what plain containers, small objects and tensors in them hold."""
 
@@ -25,20 +28,32 @@ class Snapshot:
     def refuse_changes(self) -> None:
         """Raise Untraceable if an attribute is another than it was: a graph would not set it again."""
         for module, state in self._states.items():
-            exempt = computed_anew(module)
-            for name in {**state, **module.__dict__}:
-                if name not in exempt and (name not in state or state[name].differs(module.__dict__.get(name))):
+            changed = _changed(module, state)
+            for name in changed:
+                if name not in computed_anew(module):
                     raise Untraceable(f"it changes '{name}' of {type(module).__name__}, which a graph cannot do")
-        self.restore()
+            if changed:
+                _restore(module, state)
 
     def restore(self) -> None:
         """Put all attributes back."""
         for module, state in self._states.items():
-            for name in [n for n in module.__dict__ if n not in state]:
-                del module.__dict__[name]
-            for name, kept in state.items():
-                module.__dict__[name] = kept.value
-                kept.restore()
+            _restore(module, state)
+
+
+def _changed(module: nn.Module, state: dict[str, _Kept]) -> list[str]:
+    """The attributes that are others than they were."""
+    now = module.__dict__
+    changed = [name for name, kept in state.items() if name not in now or kept.differs(now[name])]
+    return changed if len(now) == len(state) else [*changed, *(name for name in now if name not in state)]
+
+
+def _restore(module: nn.Module, state: dict[str, _Kept]) -> None:
+    for name in [n for n in module.__dict__ if n not in state]:
+        del module.__dict__[name]
+    for name, kept in state.items():
+        module.__dict__[name] = kept.value
+        kept.restore()
 
 
 def computed_anew(module: nn.Module) -> set[str]:
@@ -59,6 +74,8 @@ class _Kept:
         self.value = value
         self.items: Any = None
         self.inside: tuple[_Kept, ...] = ()
+        if type(value) in _ATOMS:
+            return
         if isinstance(value, Tensor) and not isinstance(value, _OPAQUE):
             small = value.numel() <= LARGEST_TENSOR and not value.is_meta
             self.items = (value._version, value.detach().clone() if small else None)
@@ -74,10 +91,11 @@ class _Kept:
         """Whether the value is another object, or holds others than it did."""
         if now is not self.value:
             return True
-        if isinstance(now, Tensor) and self.items is not None:
+        if self.items is None:
+            return False
+        if isinstance(now, Tensor):
             return bool(now._version != self.items[0])
-        holder = _holder(now)
-        if holder is not None and self.items is not None and not _same_items(self.items, holder):
+        if not _same_items(self.items, _holder(now)):
             return True
         return any(kept.differs(kept.value) for kept in self.inside)
 

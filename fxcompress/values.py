@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.passes.shape_prop import _extract_tensor_metadata
 from torch.utils import _pytree as pytree
 
+from fxcompress.graph import submodule
 from fxcompress.mirror import mirror
-from fxcompress.symbols import DataDependent, Symbol, map_symbols
+from fxcompress.symbols import NUMERIC, DataDependent, Symbol, map_symbols
 
 
 class Values:
@@ -42,11 +44,12 @@ class Values:
 
         def fake(t: Tensor) -> Tensor:
             if id(t) not in known:
-                with self.mode:
-                    known[id(t)] = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
+                on_meta = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+                known[id(t)] = FakeTensor(self.mode, on_meta, t.device)
             return known[id(t)]
 
-        return pytree.tree_map_only(Tensor, fake, value)
+        with self.aside():
+            return pytree.tree_map_only(Tensor, fake, value)
 
     def attribute(self, path: str) -> Any:
         """The fake parameter or buffer at `path`; a plain tensor as a fake one."""
@@ -57,12 +60,14 @@ class Values:
     def call(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """What a node with these symbols among its arguments yields. Raises DataDependent where that takes data."""
         args, kwargs = map_symbols((args, kwargs), lambda s: s.value)
+        if target in _ON_NUMBERS and not any(isinstance(a, Tensor) for a in args):
+            return target(*args)  # the most common calls, spared the tensors' machinery
         if target is F.linear and len({a.dtype for a in args if isinstance(a, Tensor)}) > 1:
             raise TypeError("linear needs tensors of one dtype")  # tensors without data let this pass
         with self._evaluating():
             try:
                 if kind == "call_module":
-                    return self._twin.get_submodule(str(target)).forward(*args, **kwargs)
+                    return submodule(self._twin, str(target)).forward(*args, **kwargs)
                 function = getattr(args[0], target) if kind == "call_method" else target
                 return function(*(args[1:] if kind == "call_method" else args), **kwargs)
             except (DataDependentOutputException, DynamicOutputShapeException):
@@ -102,5 +107,8 @@ def note(symbol: Symbol) -> None:
         symbol.node.meta.update(tensor_meta=_extract_tensor_metadata(symbol.value), device=symbol.value.device)
 
 
+_ON_NUMBERS: frozenset[Any] = NUMERIC | {operator.getitem}
+
+
 def _is_fake(value: Any) -> bool:
-    return isinstance(value, torch._subclasses.FakeTensor)
+    return isinstance(value, FakeTensor)
