@@ -1,6 +1,7 @@
 """Joint quantization and pruning of weights and activations, scheduled during training, as passes on torch.fx."""
 
 from fxcompress.api import compress as compress
+from fxcompress.calibration import calibrate as calibrate
 from fxcompress.export import export_onnx as export_onnx
 from fxcompress.frozen import freeze as freeze
 from fxcompress.module import CompressedModule as CompressedModule
@@ -8,4 +9,6 @@ from fxcompress.report import report as report
 from fxcompress.spec import Prune as Prune
 from fxcompress.spec import Quantize as Quantize
 from fxcompress.spec import Spec as Spec
+from fxcompress.storage import load as load
+from fxcompress.storage import save as save
 from fxcompress.verify import verify as verify

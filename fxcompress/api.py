@@ -61,8 +61,27 @@ def compress(  # noqa: PLR0913 - the public surface
 
     Raises SpecError, CaptureError or ScheduleError before anything is rewritten; `model` itself stays as it was.
     """
+    rules = Spec.of(spec)
+    check_target(rules, target)
+    plan(rules, total_steps)
+    refuse_unsuitable(model, rules)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise ScheduleError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer, or leave it out")
+    inputs = bind(model, example_inputs)
+    refuse_inputs(inputs)
+    net = compressed(model, rules, inputs, total_steps, target)
+    net.schedule.start()
+    if optimizer is not None:
+        net.schedule.attach(optimizer)
+    return net
+
+
+def compressed(
+    model: nn.Module, spec: Spec, inputs: Mapping[str, Any], total_steps: int | None, target: str
+) -> CompressedModule:
+    """`model` rewritten, with a schedule that has not begun; `inputs` by parameter name."""
     with _without_collector():
-        return _compress(model, Spec.of(spec), example_inputs, total_steps, optimizer, target)
+        return _compressed(model, spec, inputs, total_steps, target)
 
 
 @contextmanager
@@ -77,16 +96,10 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _compress(  # noqa: PLR0913 - the public surface, resolved
-    model: nn.Module, spec: Spec, example_inputs: Any, total_steps: int | None, optimizer: Any, target: str
+def _compressed(
+    model: nn.Module, spec: Spec, inputs: Mapping[str, Any], total_steps: int | None, target: str
 ) -> CompressedModule:
-    check_target(spec, target)
     phases = plan(spec, total_steps)
-    refuse_unsuitable(model, spec)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise ScheduleError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer, or leave it out")
-    inputs = bind(model, example_inputs)
-    refuse_inputs(inputs)
     net = captured_net(model, inputs)
     sites = all_sites(net.views())
     assignment = assign(spec, list(sites.values()))
@@ -94,10 +107,8 @@ def _compress(  # noqa: PLR0913 - the public surface, resolved
     net.spec = spec
     events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
     events.sort(key=lambda event: event.step)
-    net.schedule = Schedule(net, tuple(events), total_steps, inputs, (*_island_notes(net), *_notes(assignment, sites)))
-    net.schedule.start()
-    if optimizer is not None:
-        net.schedule.attach(optimizer)
+    notes = (*_island_notes(net), *_notes(assignment, sites))
+    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes)
     return net
 
 

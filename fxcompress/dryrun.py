@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,20 +17,28 @@ from fxcompress.operators import BATCH_NORMS
 
 
 @torch.no_grad()
-def observe_only(net: CompressedModule, inputs: Mapping[str, Any]) -> None:
-    """Call `net` on `inputs` with its pruners and quantizers observing, once for each of its graphs.
+def observe_only(net: CompressedModule, batches: Iterable[Mapping[str, Any]], modes: Iterable[bool]) -> int:
+    """Call `net` on each of `batches` (inputs by parameter name) in each mode of training, its pruners and quantizers
+    observing. Returns how many batches there were.
 
     The model's buffers, the random state and all modes are left as they were.
     """
-    branches = net.islands or any(v.flags for v in net.variants)
-    for training in (net.training, not net.training) if branches else (False,):
-        with _untouched(net):
-            net.train(training)
-            for norm in [m for m in net.modules() if isinstance(m, BATCH_NORMS)]:
-                norm.eval()
-            net.get_submodule(COMPRESSION).train()
-            args, kwargs = calls.spread(inspect.signature(net.forward), inputs)
-            net(*args, **kwargs)
+    count = 0
+    with _untouched(net):
+        for count, inputs in enumerate(batches, start=1):  # noqa: B007 - the last is returned
+            for training in modes:
+                _set_modes(net, training)
+                args, kwargs = calls.spread(inspect.signature(net.forward), inputs)
+                net(*args, **kwargs)
+    return count
+
+
+def _set_modes(net: CompressedModule, training: bool) -> None:
+    net.train(training)
+    for module in net.modules():
+        if isinstance(module, BATCH_NORMS):
+            module.eval()
+    net.get_submodule(COMPRESSION).train()
 
 
 @contextmanager

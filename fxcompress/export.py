@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from onnxscript import opset18 as op
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import ExportError
+from fxcompress.files import whole, writable
 from fxcompress.frozen import lower
 from fxcompress.graph import writes_in_place
 from fxcompress.inputs import bind_example
@@ -51,7 +50,7 @@ def export_onnx(
 
     Raises ExportError if an event has not acted yet, the opset cannot be written or the path not be written to.
     """
-    target = _writable(Path(path))
+    target = writable(path)
     _refuse_unfinished(net)
     _refuse_opset(opset)
     _refuse_islands(net)
@@ -62,7 +61,8 @@ def export_onnx(
     strip_traces(model)
     model.metadata_props["fxcompress.spec"] = str(net.spec)
     model.metadata_props["fxcompress.version"] = metadata.version("fxcompress")
-    _write(model, target)
+    with whole(target) as file:
+        ir.save(model, file)
     return verify(net, target, example_inputs)
 
 
@@ -151,44 +151,6 @@ _TRANSLATIONS: dict[Any, Any] = {
     DEQUANTIZE: _dequantize,
     GLOBAL_AVERAGE_POOL: _global_average_pool,
 }
-
-
-def _write(model: ir.Model, target: Path) -> None:
-    """Write beside the target, then move: a reader sees the old file or the new one, never a part."""
-    try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise ExportError(
-            f"cannot write '{target}': {error.strerror}; name a file in a folder you may write to"
-        ) from None
-    os.close(handle)
-    try:
-        ir.save(model, name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _writable(path: Path) -> Path:
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        what = (
-            "is a folder"
-            if path.is_dir()
-            else "has no folder to stand in"
-            if not folder.is_dir()
-            else "is in a read-only folder"
-        )
-        raise ExportError(f"cannot write '{path}': it {what}; name a file in an existing folder you may write to")
-    return path
 
 
 def _refuse_unfinished(net: CompressedModule) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ class Schedule:
     events: tuple[Event, ...]
     total_steps: int | None
     example_inputs: Mapping[str, Any] = field(repr=False)
+    target: str
     notes: tuple[str, ...] = ()
     steps: int = 0
     _optimizer: Any = field(default=None, repr=False)
@@ -98,6 +100,24 @@ class Schedule:
         """Events that have not acted yet."""
         return [event for event in self.events if event.step > self.steps]
 
+    def calibrate(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Let all quantization events act at once, on what evaluation of `batches` (inputs by parameter name) shows.
+
+        Raises ScheduleError where an event that prunes is still to come, or there are no batches.
+        """
+        pending = self.pending()
+        if pruning := [e for e in pending if e.action == "prune"]:
+            raise ScheduleError(
+                f"{len(pruning)} events that prune have not acted, the first after step {pruning[0].step} "
+                f"({pruning[0].kind} '{pruning[0].tensor}'), and pruning wants training behind it; train past step "
+                f"{pruning[-1].step} first, or calibrate with a spec that only quantizes"
+            )
+        with self._observing({e for e in pending if e.kind == "activation"}):
+            if not observe_only(self.net, batches, (False,)):
+                raise ScheduleError("there are no batches to calibrate on; pass at least one")
+        self.steps = max([self.steps, *(e.step for e in pending)])
+        self._let_act(pending)
+
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         # A fused optimizer is called on skipped AMP steps too and told by `found_inf`.
         found_inf = getattr(optimizer, "found_inf", None)
@@ -108,19 +128,22 @@ class Schedule:
         self.steps += 1
         self._act()
 
-    @torch.no_grad()
     def _act(self) -> None:
-        due = self._by_step.get(self.steps, ())
+        self._let_act(self._by_step.get(self.steps, ()))
+        for event in self._windows.get(self.steps, ()):
+            module = self.net.get_submodule(event.path)
+            _reset(module)
+            module.observing = True  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def _let_act(self, due: Iterable[Event]) -> None:
+        due = list(due)
         unseen = [e for e in due if e.kind == "activation" and not self.net.get_submodule(e.path).has_observed]
         if unseen:
             self._calibrate_on_examples(unseen)
         weights = self._weight_nodes() if any(e.kind == "weight" for e in due) else {}
         for event in due:
             self._apply(event, weights)
-        for event in self._windows.get(self.steps, ()):
-            module = self.net.get_submodule(event.path)
-            _reset(module)
-            module.observing = True  # type: ignore[assignment]
 
     def _apply(self, event: Event, weights: Mapping[str, Any]) -> None:
         module = self.net.get_submodule(event.path)
@@ -137,13 +160,26 @@ class Schedule:
         return {str(n.target): n.args[0] for n in calls if str(n.target).startswith(f"{COMPRESSION}.")}
 
     def _calibrate_on_examples(self, events: Iterable[Event]) -> None:
+        branches = self.net.islands or any(v.flags for v in self.net.variants)
+        with self._observing(events):
+            observe_only(
+                self.net, [self.example_inputs], (self.net.training, not self.net.training) if branches else (False,)
+            )
+
+    @contextmanager
+    def _observing(self, events: Iterable[Event]) -> Iterator[None]:
+        """While this lasts, what these events act on observes, and nothing else."""
         modules = {self.net.get_submodule(e.path) for e in events}
         observing = {m: m.observing for _, m in _compressors(self.net)}
         for module in observing:
+            if module in modules:
+                _reset(module)
             module.observing = module in modules
-        observe_only(self.net, self.example_inputs)
-        for module, was in observing.items():
-            module.observing = was
+        try:
+            yield
+        finally:
+            for module, was in observing.items():
+                module.observing = was
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Schedule:
         # A copy is not attached: the optimizer's hook moves the schedule it was given.

@@ -15,7 +15,8 @@ from fxcompress import errors
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
-    "CompressedModule", "Prune", "Quantize", "Spec", "compress", "export_onnx", "freeze", "report", "verify",
+    "CompressedModule", "Prune", "Quantize", "Spec", "calibrate", "compress", "export_onnx", "freeze", "load", "report",
+    "save", "verify",
 ]  # fmt: skip
 LEAVES = [
     "capture", "errors", "graph", "grid", "module", "notation", "operators", "pipeline", "pruner", "quantizer",
