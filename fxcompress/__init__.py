@@ -6,8 +6,8 @@ from fxcompress.export import export_onnx as export_onnx
 from fxcompress.frozen import freeze as freeze
 from fxcompress.module import CompressedModule as CompressedModule
 from fxcompress.report import report as report
-from fxcompress.spec import Prune as Prune
-from fxcompress.spec import Quantize as Quantize
+from fxcompress.rules import Prune as Prune
+from fxcompress.rules import Quantize as Quantize
 from fxcompress.spec import Spec as Spec
 from fxcompress.storage import load as load
 from fxcompress.storage import save as save

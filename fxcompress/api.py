@@ -31,11 +31,12 @@ from fxcompress.passes import (
 from fxcompress.passes.share_scales import find_leaders
 from fxcompress.pipeline import Hook, Pass, run
 from fxcompress.quantizer import Quantizer
+from fxcompress.rules import Prune, Quantize
 from fxcompress.schedule import Schedule
 from fxcompress.sites import Site, all_sites, find_sites
-from fxcompress.spec import Prune, Quantize, Spec
+from fxcompress.spec import Spec
 from fxcompress.suitable import refuse_inputs, refuse_unsuitable
-from fxcompress.targets import check_target
+from fxcompress.targets import TARGETS, Target, check_target, notes_on
 from fxcompress.timeline import Event
 from fxcompress.timing import Phase, plan
 
@@ -56,8 +57,10 @@ def compress(  # noqa: PLR0913 - the public surface
         spec: the notation (`"P0.5(w,f) -> Q8(w,f)"`), a path to a YAML, TOML or JSON file, a dict or a `Spec`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs that the model is called with.
         total_steps: optimizer steps of the whole training; needed where times are percentages or left out.
-        optimizer: if given, its completed steps move the schedule; else call `net.schedule.step()` after each.
-        target: the runtime that the net is meant for.
+        optimizer: if given, its completed steps move the schedule; else call `net.schedule.step()` after each. Learned
+            scales need one, and become a group of it without weight decay.
+        target: the runtime that the net is meant for: "onnxruntime" (with 8-bit dot products, such as AVX512-VNNI),
+            "onnxruntime-avx2", "openvino", "tensorrt" or "generic", which takes all that ONNX can say.
 
     Raises SpecError, CaptureError or ScheduleError before anything is rewritten; `model` itself stays as it was.
     """
@@ -67,6 +70,11 @@ def compress(  # noqa: PLR0913 - the public surface
     refuse_unsuitable(model, rules)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ScheduleError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer, or leave it out")
+    if optimizer is None and any(isinstance(rule, Quantize) and rule.scale == "learned" for rule in rules.rules):
+        raise ScheduleError(
+            "the spec has learned scales and there is no optimizer to train them; make one of the model's parameters "
+            "and pass optimizer=, which adds the scales to it as a group without weight decay"
+        )
     inputs = bind(model, example_inputs)
     refuse_inputs(inputs)
     net = compressed(model, rules, inputs, total_steps, target)
@@ -103,11 +111,11 @@ def _compressed(
     net = captured_net(model, inputs)
     sites = all_sites(net.views())
     assignment = assign(spec, list(sites.values()))
-    net.rewrite_more = _RewriteMore(assignment, insert_compression(net, assignment))
+    net.rewrite_more = _RewriteMore(assignment, insert_compression(net, assignment, target=target), target)
     net.spec = spec
     events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
     events.sort(key=lambda event: event.step)
-    notes = (*_island_notes(net), *_notes(assignment, sites))
+    notes = (*_island_notes(net), *notes_on(spec, TARGETS[target]), *_notes(assignment, sites))
     net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes)
     return net
 
@@ -120,13 +128,15 @@ def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None
     return net
 
 
-def insert_compression(net: CompressedModule, assignment: Assignment, after: Hook | None = None) -> Mapping[str, str]:
+def insert_compression(
+    net: CompressedModule, assignment: Assignment, after: Hook | None = None, target: str = "onnxruntime"
+) -> Mapping[str, str]:
     """Run the passes that insert pruners and quantizers on all graphs of `net`; then concatenations share scales.
 
     Returns which quantizer serves which.
     """
     for gm in net.each_variant():
-        run(gm, compression_passes(gm, assignment), after)
+        run(gm, compression_passes(gm, assignment, TARGETS[target]), after)
     leaders = find_leaders(net.views())
     for gm in net.each_variant():
         run(gm, [ShareScales(leaders)], after)
@@ -141,13 +151,15 @@ class _RewriteMore:
 
     assignment: Assignment
     leaders: Mapping[str, str]
+    target: str
 
     def __call__(self, net: CompressedModule, gm: GraphModule) -> None:
-        run(gm, [Canonicalize(), *compression_passes(gm, self.assignment), ShareScales(self.leaders)])
+        passes = compression_passes(gm, self.assignment, TARGETS[self.target])
+        run(gm, [Canonicalize(), *passes, ShareScales(self.leaders)])
         _drop_uncalled(net)
 
 
-def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:
+def compression_passes(gm: GraphModule, assignment: Assignment, target: Target) -> list[Pass]:
     """The passes that insert what the rules assign, pruners first: `q(p(x))`."""
     sites = find_sites(gm)
     weights = [s.name for s in sites if s.kind == "weight"]
@@ -155,8 +167,8 @@ def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:
     passes: list[Any] = [
         PruneWeights(assignment.prunes("weight", weights)),
         PruneActivations(assignment.prunes("activation", activations)),
-        QuantizeWeights(assignment.quantizes("weight", weights)),
-        QuantizeActivations(assignment.quantizes("activation", activations)),
+        QuantizeWeights(assignment.quantizes("weight", weights), target),
+        QuantizeActivations(assignment.quantizes("activation", activations), target),
     ]
     return passes
 

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fxcompress.errors import SpecError
+from fxcompress.operators import shape_of
+from fxcompress.rules import Prune, Quantize
 from fxcompress.sites import Kind, Site
-from fxcompress.spec import Prune, Quantize, Spec
+from fxcompress.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def assign(spec: Spec, sites: list[Site]) -> Assignment:
             if not chosen:
                 raise SpecError(_selects_nothing(index, rule, kind, able))
             for site in chosen:
+                _refuse_no_blocks(index, rule, site)
                 _put(rules[rule.op, kind], site, index, spec)
     return Assignment(spec, rules)
 
@@ -52,6 +55,18 @@ def _selects(rule: Prune | Quantize, site: Site) -> bool:
     if rule.match and not rule.match.matches(site.names, site.types):
         return False
     return not (rule.exclude and rule.exclude.matches(site.names, site.types))
+
+
+def _refuse_no_blocks(index: int, rule: Prune | Quantize, site: Site) -> None:
+    if not isinstance(rule, Quantize) or rule.block is None:
+        return
+    shape = shape_of(site.node)
+    if len(shape) != 2 or site.axis != 0 or shape[1] % rule.block:
+        raise SpecError(
+            f"rule {index + 1} '{rule}' wants blocks of {rule.block} inputs, and weight '{site.name}' "
+            f"({'/'.join(site.types)}) has the shape {shape}; select linear layers whose inputs are a multiple of "
+            f"{rule.block} with 'match' or 'exclude', or change 'block'"
+        )
 
 
 def _put(chosen: dict[str, int], site: Site, index: int, spec: Spec) -> None:

@@ -102,7 +102,8 @@ def _run_plan(chosen: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fxcompress.spec import Prune, Spec
+    from fxcompress.rules import Prune
+    from fxcompress.spec import Spec
     from fxcompress.timing import plan
 
     spec = Spec.of(chosen.spec)

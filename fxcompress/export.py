@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import ExportError
@@ -25,7 +25,9 @@ from fxcompress.inputs import bind_example
 from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
 from fxcompress.names import output_names, quantized_names
-from fxcompress.qdq import DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
+from fxcompress.onnx_types import Types, integers_of, narrow_types, refuse_types, translations
+from fxcompress.runtime import session
+from fxcompress.targets import TARGETS
 from fxcompress.verify import Verification, verify
 
 OLDEST_OPSET = 18
@@ -57,16 +59,30 @@ def export_onnx(
     inputs = bind_example(net, example_inputs)
     lowered = lower(net).cpu()
     _refuse_writes(lowered)
-    model = _to_onnx(lowered, inputs, opset, dynamic_batch)
+    types = Types(opset, TARGETS[net.schedule.target].narrowest_types)
+    refuse_types(lowered, types)
+    model = _to_onnx(lowered, inputs, types, dynamic_batch)
     strip_traces(model)
     model.metadata_props["fxcompress.spec"] = str(net.spec)
     model.metadata_props["fxcompress.version"] = metadata.version("fxcompress")
     with whole(target) as file:
         ir.save(model, file)
+        _refuse_unloadable(file, target, opset)
     return verify(net, target, example_inputs)
 
 
-def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], opset: int, dynamic_batch: bool) -> ir.Model:
+def _refuse_unloadable(file: Path, target: Path, opset: int) -> None:
+    try:
+        session(file, optimized=True)
+    except Exception as error:  # ONNX Runtime has no public base class of its errors
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(
+            f"'{target}' was not written, since ONNX Runtime cannot load it at opset {opset}: {reason}; pass another "
+            "opset (21 is default)"
+        ) from error
+
+
+def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic_batch: bool) -> ir.Model:
     examples = {k: _at_least_two(v) if dynamic_batch else v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
     _drop_other_inputs(lowered, set(examples))
     batch = torch.export.Dim("batch")
@@ -77,20 +93,22 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], opset: int, dynamic_b
                 kwargs=examples,
                 dynamo=True,
                 verbose=False,
-                opset_version=opset,
+                opset_version=types.opset,
                 dynamic_shapes={k: {0: batch} for k in examples} if dynamic_batch else None,
-                custom_translation_table=_TRANSLATIONS,
+                custom_translation_table=translations(types),
                 output_names=output_names(lowered),
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise ExportError(_why(error, dynamic_batch)) from error
     assert program is not None
     model: ir.Model = program.model
-    if model.opset_imports.get("") != opset:
+    if model.opset_imports.get("") != types.opset:
         raise ExportError(
-            f"opset {opset} was asked for and PyTorch's exporter wrote {model.opset_imports.get('')}; ask for that"
+            f"opset {types.opset} was asked for and PyTorch's exporter wrote {model.opset_imports.get('')}; "
+            "ask for that"
         )
     _name_tensors(model, lowered)
+    narrow_types(model, lowered, types)
     return model
 
 
@@ -106,11 +124,7 @@ def _name_tensors(model: ir.Model, lowered: GraphModule) -> None:
             "the file's quantized tensors are not the graph's; this is a fault of fxcompress, please report it"
         )
     for node, name in zip(quantizes, expected.values(), strict=True):
-        last = node.outputs[0]
-        for consumer in last.consumers():
-            if consumer.op_type == "Clip":
-                last = consumer.outputs[0]
-        last.name = name
+        integers_of(node).name = name
 
 
 def strip_traces(model: ir.Model) -> None:
@@ -126,31 +140,6 @@ def strip_traces(model: ir.Model) -> None:
 
 def _constant(value: Any) -> float:
     return float(np.asarray(value.const_value.numpy()))
-
-
-def _quantize_dequantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
-    q = op.QuantizeLinear(x, scale, zero_point)
-    signed, low, high = qmin < 0, -128 if qmin < 0 else 0, 127 if qmin < 0 else 255
-    if (qmin, qmax) != (low, high):  # a width ONNX has no type for: clip the integers, a float Clip would stop fusion
-        kind = np.int8 if signed else np.uint8
-        q = op.Clip(q, op.Constant(value=onnx.numpy_helper.from_array(np.array(qmin, kind))),
-                    op.Constant(value=onnx.numpy_helper.from_array(np.array(qmax, kind))))  # fmt: skip
-    return op.DequantizeLinear(q, scale, zero_point)
-
-
-def _dequantize(integers: Any, scale: Any, zero_point: Any, axis: int) -> Any:
-    return op.DequantizeLinear(integers, scale, zero_point, axis=axis)
-
-
-def _global_average_pool(x: Any) -> Any:
-    return op.GlobalAveragePool(x)
-
-
-_TRANSLATIONS: dict[Any, Any] = {
-    QUANTIZE_DEQUANTIZE: _quantize_dequantize,
-    DEQUANTIZE: _dequantize,
-    GLOBAL_AVERAGE_POOL: _global_average_pool,
-}
 
 
 def _refuse_unfinished(net: CompressedModule) -> None:

@@ -26,7 +26,7 @@ from pydantic import (
 from fxcompress.errors import SpecError
 from fxcompress.notation import read_time
 
-MAX_BITS = 8
+MAX_BITS = 16
 _TARGETS = ("weight", "activation")
 _NICKNAMES = {"w": "weight", "f": "activation"}
 
@@ -160,6 +160,32 @@ Time = Annotated[int | str | None, BeforeValidator(_time), WithJsonSchema(_TIME_
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), AfterValidator(lambda share: share + 0.0)]  # no -0.0
 Count = Annotated[int, Field(ge=1)]
 Bits = Annotated[int, Field(ge=2, le=MAX_BITS)]
+
+
+def read_range(value: object) -> object:
+    """A range by name, or a pair of quantiles from {quantile: [low, high]}."""
+    if isinstance(value, str) and value in RANGES:
+        return value
+    shares = value.get("quantile") if isinstance(value, Mapping) and len(value) == 1 else value
+    if isinstance(shares, list | tuple) and len(shares) == 2:
+        low, high = shares
+        are_numbers = all(isinstance(q, int | float) and not isinstance(q, bool) for q in shares)
+        if are_numbers and 0 <= low < high <= 1:
+            return float(low), float(high)
+    close = nearest(value, RANGES) if isinstance(value, str) else ""
+    raise ValueError(
+        f"'range' is {quote(value)}", f"{close}it must be {RANGE_TEXT}, such as {{quantile: [0.0001, 0.9999]}}"
+    )
+
+
+RANGES = ("min-max", "moving-average", "mse", "entropy")
+RANGE_TEXT = "'min-max', 'moving-average', 'mse', 'entropy' or a quantile of two shares"
+_SHARES = {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 1}, "minItems": 2, "maxItems": 2}
+_QUANTILE = {
+    "type": "object", "properties": {"quantile": _SHARES}, "required": ["quantile"], "additionalProperties": False,
+}  # fmt: skip
+_RANGE_SCHEMA = {"anyOf": [{"type": "string", "enum": list(RANGES)}, _QUANTILE]}
+Range = Annotated[str | tuple[float, float], BeforeValidator(read_range), WithJsonSchema(_RANGE_SCHEMA)]
 
 
 class Match(Checked):

@@ -15,24 +15,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers a quantizer may use: `bits` wide, signed or not, symmetric (one fixed zero point) or
-    affine.
+    """The integers a quantizer may use: `bits` wide, signed or not, symmetric (one fixed zero point) or affine.
 
-    A `narrow` signed grid is +-(2^(bits-1) - 1), so that an integer can be negated, as folding a batch norm does to
-    weights.
+    A `narrow` grid leaves out the integer that has no opposite, so that all of it can be negated, as folding a batch
+    norm does to weights: +-(2^(bits-1) - 1) if signed, 1 .. 2^bits - 1 if not. A `binary` grid knows the signs alone,
+    -1 and 1, and leaves exact zeros (masked weights) zero.
     """
 
     bits: int
     signed: bool
     symmetric: bool
     narrow: bool = False
+    binary: bool = False
 
     @property
     def qmin(self) -> int:
         """Smallest integer."""
-        if not self.signed:
-            return 0
-        return -int(2 ** (self.bits - 1)) + int(self.narrow)
+        return (-int(2 ** (self.bits - 1)) if self.signed else 0) + int(self.narrow)
 
     @property
     def qmax(self) -> int:
@@ -45,8 +44,14 @@ class Grid:
         return 0 if self.signed else int(2 ** (self.bits - 1))
 
     @property
+    def levels(self) -> int:
+        """Steps from zero to the largest integer of a symmetric grid; from the smallest to the largest of an affine
+        one."""
+        return self.qmax - (self.centre if self.symmetric else self.qmin)
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The integer type of ONNX that holds the grid."""
+        """The integer type of torch that holds the grid."""
         wide = self.bits > 8
         if self.signed:
             return torch.int16 if wide else torch.int8
@@ -55,6 +60,8 @@ class Grid:
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
     """Integers of `x` on `grid`, as a float32 tensor of `x`'s shape; `scale` and `zero_point` broadcast against `x`."""
+    if grid.binary:
+        return torch.sign(x.float())
     return torch.div(x.float(), scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
 
 
@@ -83,8 +90,11 @@ class _FakeQuantize(torch.autograd.Function):
         return grad.to(grads[0].dtype), None, None, None
 
 
-def broadcast(values: Tensor, axis: int | None, ndim: int) -> Tensor:
-    """Per-channel `values` of shape [C] as [1, .., C, .., 1] along `axis` of an `ndim`-dimensional tensor."""
+def broadcast(values: Tensor, axis: int | None, ndim: int, block: int | None = None) -> Tensor:
+    """Per-channel `values` of shape [C] as [1, .., C, .., 1] along `axis` of an `ndim`-dimensional tensor; those of
+    blocks along the last axis, [C, N / block], as [C, N]."""
+    if block:
+        return values.repeat_interleave(block, -1)
     if axis is None:
         return values
     shape = [1] * ndim

@@ -35,10 +35,12 @@ def _integer(function: Product, spatial: int | None) -> Product:
         integers = torch.div(x, x_scale).round_().to(dtype)
         total = function(integers, weight.to(dtype), None, *args)
         axis = total.ndim - 1 - (spatial or 0)
-        if bias is not None:
+        on_grid = bias is not None and not bias.is_floating_point()
+        if bias is not None and on_grid:
             total = total + broadcast(bias.to(dtype), axis, total.ndim)
         scale = x_scale * per_output_channel(weight_scale, total.shape[axis])
-        return total.to(torch.float32) * broadcast(scale, axis if scale.ndim else None, total.ndim)
+        y = total.to(torch.float32) * broadcast(scale, axis if scale.ndim else None, total.ndim)
+        return y if bias is None or on_grid else y + broadcast(bias, axis, total.ndim)
 
     product.__name__ = product.__qualname__ = f"integer_{function.__name__}"
     product.__module__ = __name__

@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.grid import Grid, broadcast, fake_quantize
-from fxcompress.ranges import Observer, scales
+from fxcompress.learned import gradient_scale, learned_quantize, positive, zero_point_of
+from fxcompress.observer import Observer
+from fxcompress.ranges import Calibration, scales
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a quantizer does: its grid, which elements share a scale, and how scales come about.
+
+    One scale for the whole tensor, or one for each index along `axis`, or one for each `block` neighbours along the
+    last axis of a matrix. `learned` scales are parameters from the event on; `recalibrates` chooses a weight's scale
+    anew at each training forward.
+    """
+
+    grid: Grid
+    calibration: Calibration = field(default_factory=Calibration)
+    axis: int | None = None
+    block: int | None = None
+    learned: bool = False
+    recalibrates: bool = False
+
+    def scales_of(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the scales of a tensor of this shape."""
+        if self.block:
+            return (*shape[:-1], shape[-1] // self.block)
+        return () if self.axis is None else (shape[self.axis],)
 
 
 class Quantizer(nn.Module):
     """Fake quantization of a tensor, off until `calibrate` has chosen a scale.
 
-    State, all allocated here: `scale` float32 and `zero_point` int32, [C] along `axis` or [] for one per tensor;
-    `enabled` bool []; for activations the observer's. `observing` and `is_enabled` are the flags that a forward pass
-    reads, so that it never waits for the device.
+    State, all allocated here: `scale` float32 and `zero_point` int32, of one shape (`Plan.scales_of`); `enabled` bool
+    []; for activations the observer's. A learned `scale` is a parameter, and so is the `offset` of an affine grid then,
+    in the tensor's units; `chosen()` gives scale and zero point as they act. `observing` and `is_enabled` are the flags
+    that a forward pass reads, so that it never waits for the device.
     """
 
     scale: Tensor
     zero_point: Tensor
+    offset: Tensor
     enabled: Tensor
 
-    def __init__(self, grid: Grid, how: tuple[str, str], channels: int | None = None, axis: int | None = None) -> None:
-        """`how` is the rule's (`range`, `scale`), such as ("min-max", "float").
+    def __init__(self, plan: Plan, weight_shape: tuple[int, ...] | None = None) -> None:
+        """`weight_shape` is that of the weight to quantize, None for an activation.
 
         `fixed_scale`, once set, is the scale whatever is seen, with zero point 0.
         """
         super().__init__()
         self.fixed_scale: float | None = None
-        self.grid, self.how, self.axis = grid, how, axis
-        shape = () if channels is None else (channels,)
-        self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
+        self.plan, self.of_activation = plan, weight_shape is None
+        shape = () if weight_shape is None else plan.scales_of(weight_shape)
+        zero = plan.grid.centre if plan.grid.symmetric else 0
+        self.register_buffer("zero_point", torch.full(shape, zero, dtype=torch.int32))
         self.register_buffer("enabled", torch.tensor(False))
-        self.observer = Observer(keeps_histogram="mse" in how or "power-of-two" in how)
+        if plan.learned:
+            self.scale = nn.Parameter(torch.ones(shape))
+            if not plan.grid.symmetric:
+                self.offset = nn.Parameter(torch.zeros(shape))
+        else:
+            self.register_buffer("scale", torch.ones(shape))
+        self.observer = Observer(plan.calibration.range) if self.of_activation else None
         self.observing = False
         self.is_enabled = False
 
+    @property
+    def grid(self) -> Grid:
+        """The integers that values are put on."""
+        return self.plan.grid
+
+    @property
+    def axis(self) -> int | None:
+        """The axis along which scales differ, None for one scale, and for blocks."""
+        return None if self.plan.block else self.plan.axis
+
     def forward(self, x: Tensor) -> Tensor:
         """`x` on the grid once enabled, `x` itself before."""
-        if self.observing and self.training:
+        if self.observing and self.training and self.observer is not None:
             self.observer(x)
         if not self.is_enabled:
             return x
-        scale = broadcast(self.scale, self.axis, x.ndim)
-        return fake_quantize(x, scale, broadcast(self.zero_point, self.axis, x.ndim), self.grid)
+        if self.plan.recalibrates and self.training:
+            self._choose(x)
+        scale, zero_point = self.chosen()
+        spread = self._spread(scale, x), self._spread(zero_point, x)
+        if not self.plan.learned:
+            return fake_quantize(x, *spread, self.grid)
+        offset = None if self.grid.symmetric else self._spread(self.offset, x)
+        g = gradient_scale(x, scale.numel(), self.of_activation, self.grid)
+        return learned_quantize(x, *spread, offset, self.grid, g)
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """Scale, float32 and positive, and zero point, int32, as they act now."""
+        if not self.plan.learned:
+            return self.scale, self.zero_point
+        scale = positive(self.scale)
+        return scale, self.zero_point if self.grid.symmetric else zero_point_of(self.offset, scale, self.grid).detach()
+
+    def _spread(self, values: Tensor, x: Tensor) -> Tensor:
+        return broadcast(values, self.axis, x.ndim, self.plan.block)
 
     @torch.no_grad()
     def calibrate(self, weight: Tensor | None = None) -> None:
@@ -54,26 +115,44 @@ class Quantizer(nn.Module):
         if self.fixed_scale is not None:
             self.scale.fill_(self.fixed_scale)
             self.zero_point.zero_()
-            self.enable()
-            return
-        if weight is None:
-            values, counts = self.observer.values()
         else:
-            values, counts = _rows(weight, self.axis), None
-        scale, zero_point = scales(values, counts, self.grid, self.how)
+            self._choose(weight)
+        self.enable()
+
+    @torch.no_grad()
+    def _choose(self, weight: Tensor | None) -> None:
+        if weight is None:
+            assert self.observer is not None
+            scale, zero_point = scales(*self.observer.values(), self.grid, self.plan.calibration)
+        else:
+            scale, zero_point = scales(self._rows(weight), None, self.grid, self.plan.calibration)
         self.scale.copy_(scale.view(self.scale.shape))
         self.zero_point.copy_(zero_point.view(self.scale.shape))
-        self.enable()
+        if self.plan.learned and not self.grid.symmetric:
+            self.offset.copy_(-self.zero_point * self.scale)
+
+    def _rows(self, weight: Tensor) -> Tensor:
+        """The elements that share a scale as the rows of a matrix."""
+        if self.plan.block:
+            return weight.reshape(-1, self.plan.block)
+        if self.axis is None:
+            return weight.reshape(1, -1)
+        return weight.movedim(self.axis, 0).flatten(1) if weight.ndim > 1 else weight[:, None]
 
     def enable(self) -> None:
         """Quantize from now on."""
         self.enabled.fill_(True)
         self.is_enabled = True
 
+    def reset(self) -> None:
+        """Forget what was observed."""
+        if self.observer is not None:
+            self.observer.reset()
+
     @property
     def has_observed(self) -> bool:
         """Whether the observer saw anything since its last reset (waits for the device)."""
-        return bool(self.observer.low <= self.observer.high)
+        return self.observer is not None and bool(self.observer.low <= self.observer.high)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -81,15 +160,8 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """The grid and how its scale is chosen."""
-        sign, shape = "int" if self.grid.signed else "uint", "per tensor" if self.axis is None else f"axis {self.axis}"
-        return f"{sign}{self.grid.bits}, {shape}, range {self.how[0]}, scale {self.how[1]}"
-
-
-def _rows(weight: Tensor, axis: int | None) -> Tensor:
-    return (
-        weight.reshape(1, -1)
-        if axis is None
-        else weight.movedim(axis, 0).flatten(1)
-        if weight.ndim > 1
-        else weight[:, None]
-    )
+        sign = "int" if self.grid.signed else "uint"
+        shape = f"blocks of {self.plan.block}" if self.plan.block else f"axis {self.axis}"
+        per = "per tensor" if self.axis is None and not self.plan.block else shape
+        how = "learned" if self.plan.learned else self.plan.calibration.scale
+        return f"{sign}{self.grid.bits}, {per}, range {self.plan.calibration.range}, scale {how}"

@@ -1,108 +1,85 @@
-"""From observed values to a range, from a range to a scale: min-max, least squared error, float or power of two."""
+"""From values to a range, from a range to a scale: bounds, quantiles, least squared error, entropy; any float or a
+power of two."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxcompress.grid import Grid, quantize
 
-BINS = 4096
 SHRINKS = 80
 POWERS = 21  # the paper searches 2**-d for d = 0..20 (arXiv 2110.08271)
+ENTROPY_BINS = 2048
 
 
-class Observer(nn.Module):
-    """Running minimum and maximum of an activation and, for a least-squares search, its histogram.
+@dataclass(frozen=True)
+class Calibration:
+    """How a scale follows from values: a rule's `range` by name, its quantiles, and its `scale`.
 
-    The histogram has BINS equal bins over [-reach, reach]; when a value lies outside, `reach` doubles until it fits and
-    bins merge, so that it takes bounded memory, needs no second look at the data and never waits for the device.
+    `range` is "min-max", "moving-average" (which the observer takes; of one tensor the same), "mse", "entropy" or
+    "quantile".
     """
 
-    low: Tensor
-    high: Tensor
-    histogram: Tensor
-    reach: Tensor
-
-    def __init__(self, keeps_histogram: bool) -> None:
-        super().__init__()
-        self.keeps_histogram = keeps_histogram
-        self.register_buffer("low", torch.tensor(torch.inf))
-        self.register_buffer("high", torch.tensor(-torch.inf))
-        if keeps_histogram:
-            self.register_buffer("histogram", torch.zeros(BINS, dtype=torch.int64))
-            self.register_buffer("reach", torch.tensor(2.0**-20))
-
-    def reset(self) -> None:
-        """Forget what was seen."""
-        self.low.fill_(torch.inf)
-        self.high.fill_(-torch.inf)
-        if self.keeps_histogram:
-            self.histogram.zero_()
-            self.reach.fill_(2.0**-20)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> None:
-        """Look at one batch of any shape."""
-        if not x.numel():
-            return
-        low, high = torch.aminmax(x.detach().float())
-        torch.minimum(self.low, low, out=self.low)
-        torch.maximum(self.high, high, out=self.high)
-        if self.keeps_histogram:
-            self._count(x.detach().float(), torch.maximum(-low, high))
-
-    def _count(self, x: Tensor, largest: Tensor) -> None:
-        doublings = torch.ceil(torch.log2(largest / self.reach)).clamp_(min=0).nan_to_num_(0.0, 0.0, 0.0)
-        centres = torch.arange(BINS, device=x.device) - BINS // 2 + 0.5
-        merged = torch.floor(centres / 2**doublings).long() + BINS // 2
-        self.histogram.copy_(torch.zeros_like(self.histogram).index_add_(0, merged, self.histogram))
-        self.reach.mul_(2**doublings)
-        index = torch.floor(x.flatten().nan_to_num() / self.reach * (BINS // 2)).clamp_(-BINS, BINS).long() + BINS // 2
-        index.clamp_(0, BINS - 1)
-        self.histogram.index_add_(0, index, torch.ones_like(index))
-
-    def values(self) -> tuple[Tensor, Tensor]:
-        """What was seen as [1, N] values and their [N] counts: bin centres inside the seen range, and its two ends."""
-        ends = torch.stack([self.low, self.high]).nan_to_num(0.0, 0.0, 0.0)
-        if not self.keeps_histogram:
-            return ends[None], torch.ones_like(ends, dtype=torch.int64)
-        centres = (torch.arange(BINS, device=ends.device) - BINS // 2 + 0.5) * self.reach / (BINS // 2)
-        centres = torch.clamp(centres, ends[0], ends[1])
-        return torch.cat([ends, centres])[None], torch.cat([torch.ones_like(ends, dtype=torch.int64), self.histogram])
+    range: str = "min-max"
+    scale: str = "float"
+    quantiles: tuple[float, float] = (0.0, 1.0)
 
 
-def scales(values: Tensor, counts: Tensor | None, grid: Grid, how: tuple[str, str]) -> tuple[Tensor, Tensor]:
+def scales(values: Tensor, counts: Tensor | None, grid: Grid, how: Calibration) -> tuple[Tensor, Tensor]:
     """Scale and zero point for each row of `values`.
 
-    `values` is [C, N] float, `counts` [N] or None for all ones, `how` the rule's `range` and `scale`. Returns float32
-    [C] and int32 [C]; a scale is always finite and positive. Zero always lies on the grid.
+    `values` is [C, N] float, `counts` [C, N] or None for all ones. Returns float32 [C] and int32 [C]; a scale is always
+    finite and positive. Zero always lies on the grid.
     """
-    search, kind = how
-    values = values.detach().float()
+    values = values.detach().float().nan_to_num()
     if not values.shape[1]:
         values = values.new_zeros(values.shape[0], 1)
+        counts = None
     low, high = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
     width = _width(low, high, grid)
-    if search == "min-max":
-        scale = _covering_power(width, grid) if kind == "power-of-two" else width / _levels(grid)
-        scale = _positive(scale, width, grid)
-        return scale, _zero_point(low, scale, grid)
-    if kind == "power-of-two":
-        candidates = (2.0 ** -torch.arange(POWERS, device=values.device))[:, None].expand(-1, len(low))
-    else:
-        shrinks = 1 - torch.arange(SHRINKS, device=values.device) / (SHRINKS * 1.05)
-        candidates = shrinks[:, None] * _positive(width / _levels(grid), width, grid)
-    scale, zero_point = _least_squares(values, counts, candidates, grid)
-    revived = _positive(scale, width, grid)
-    return revived, torch.where(revived == scale, zero_point, _zero_point(low, revived, grid))
+    if grid.binary:
+        return _positive(_mean_magnitude(values), width, grid), torch.zeros_like(low, dtype=torch.int32)
+    if how.range == "mse":
+        scale, zero_point = _least_squares(values, counts, _candidates(width, grid, how.scale), grid)
+        revived = _positive(scale, width, grid)
+        return revived, torch.where(revived == scale, zero_point, _zero_point(low, revived, grid))
+    if how.range == "quantile":
+        low, high = (
+            q.clamp(max=0) if i == 0 else q.clamp(min=0) for i, q in enumerate(_quantiles(values, counts, how))
+        )
+    elif how.range == "entropy":
+        low, high = _least_divergence(values, counts, low, high, grid)
+    # A quantile or an average may leave nothing of a range that is not empty.
+    cut = _width(low, high, grid)
+    low, high = (
+        torch.where(cut > 0, low, values.amin(1).clamp(max=0)),
+        torch.where(cut > 0, high, values.amax(1).clamp(min=0)),
+    )
+    width = _width(low, high, grid)
+    scale = _covering_power(width, grid) if how.scale == "power-of-two" else width / grid.levels
+    scale = _positive(scale, width, grid)
+    return scale, _zero_point(low, scale, grid)
 
 
 def _covering_power(width: Tensor, grid: Grid) -> Tensor:
     """The least of the paper's powers of two that covers the range; 1 where none does."""
-    powers = (2.0 ** -torch.arange(POWERS, device=width.device))[:, None].expand(-1, len(width))
-    scale = torch.where(powers * _levels(grid) >= width * (1 - 1e-6), powers, torch.inf).amin(0)
+    powers = _powers(width)
+    scale = torch.where(powers * grid.levels >= width * (1 - 1e-6), powers, torch.inf).amin(0)
     return torch.where(scale.isinf(), 1.0, scale)
+
+
+def _powers(like: Tensor) -> Tensor:
+    return (2.0 ** -torch.arange(POWERS, device=like.device))[:, None].expand(-1, len(like))
+
+
+def _candidates(width: Tensor, grid: Grid, kind: str) -> Tensor:
+    if kind == "power-of-two":
+        return _powers(width)
+    shrinks = 1 - torch.arange(SHRINKS, device=width.device) / (SHRINKS * 1.05)
+    return shrinks[:, None] * _positive(width / grid.levels, width, grid)
 
 
 def _least_squares(values: Tensor, counts: Tensor | None, candidates: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -111,12 +88,10 @@ def _least_squares(values: Tensor, counts: Tensor | None, candidates: Tensor, gr
     chosen, zero = candidates[0].clone(), _zero_point(low, candidates[0], grid)
     for scale in candidates:
         # A range that is cut keeps the proportion of its two sides, so that the zero point cuts both alike.
-        shrunk = (scale * _levels(grid) / _width(low, high, grid).clamp(min=1e-38)).clamp(max=1)
+        shrunk = (scale * grid.levels / _width(low, high, grid).clamp(min=1e-38)).clamp(max=1)
         zero_point = _zero_point(low * shrunk, scale, grid)
-        error = (quantize(values, scale[:, None], zero_point[:, None], grid) - zero_point[:, None]) * scale[
-            :, None
-        ] - values
-        squared = error.double().square()
+        integers = quantize(values, scale[:, None], zero_point[:, None], grid) - zero_point[:, None]
+        squared = (integers * scale[:, None] - values).double().square()
         total = (squared if counts is None else squared * counts).sum(1)
         better = total < best
         best = torch.where(better, total, best)
@@ -124,12 +99,81 @@ def _least_squares(values: Tensor, counts: Tensor | None, candidates: Tensor, gr
     return chosen, zero
 
 
+def _quantiles(values: Tensor, counts: Tensor | None, how: Calibration) -> tuple[Tensor, Tensor]:
+    """The values that the rule's two shares of all lie below, between neighbours in proportion."""
+    ordered, order = values.sort(1)
+    weights = torch.ones_like(ordered) if counts is None else counts.gather(1, order)
+    below = weights.double().cumsum(1)
+    total = below[:, -1:]
+    # As of all values in order: the first at rank 0, the last at rank total - 1.
+    ranks = torch.tensor(how.quantiles, dtype=torch.float64, device=values.device) * (total - 1).clamp(min=0)
+    lower, upper = (
+        ordered.gather(1, torch.searchsorted(below, rank, right=True).clamp(max=ordered.shape[1] - 1))
+        for rank in (ranks.floor(), ranks.ceil())
+    )
+    low, high = torch.lerp(lower, upper, (ranks - ranks.floor()).float()).unbind(1)
+    return low, high
+
+
+def _least_divergence(
+    values: Tensor, counts: Tensor | None, low: Tensor, high: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Bounds, both shrunk alike, that lose least information: of the histogram as it is cut to them and the histogram
+    that its levels can tell apart, the least Kullback-Leibler divergence."""
+    if counts is None:
+        values, counts = _histogram(values)
+    mass = counts.double()
+    best = torch.full_like(low, torch.inf, dtype=torch.float64)
+    chosen = torch.ones_like(low)
+    for shrink in (1 - torch.arange(SHRINKS, device=values.device) / (SHRINKS * 1.05)).tolist():
+        scale = _positive(_width(low, high, grid) * shrink / grid.levels, _width(low, high, grid), grid)
+        zero_point = _zero_point(low * shrink, scale, grid)[:, None]
+        level = (quantize(values, scale[:, None], zero_point, grid) - grid.qmin).long()
+        inside = (values >= (low * shrink)[:, None]) & (values <= (high * shrink)[:, None])
+        divergence = _divergence(mass, level, inside, grid.qmax - grid.qmin + 1)
+        better = divergence < best
+        best = torch.where(better, divergence, best)
+        chosen = torch.where(better, shrink, chosen)
+    return low * chosen, high * chosen
+
+
+def _divergence(mass: Tensor, level: Tensor, inside: Tensor, levels: int) -> Tensor:
+    """KL divergence of each row's cut histogram from the one that spreads every level's mass over its filled bins."""
+    filled = ((mass > 0) & inside).double()
+    empty = mass.new_zeros(len(mass), levels)
+    per_level = empty.scatter_add(1, level, mass * filled) / empty.scatter_add(1, level, filled).clamp(min=1)
+    spread = per_level.gather(1, level) * filled
+    # What is cut off is counted at the level it is cut to, in its bin nearest to the edge: by level, spread over bins.
+    clipped = empty.scatter_add(1, level, mass * (1 - filled)) / empty.scatter_add(1, level, filled).clamp(min=1)
+    reference = mass * filled + clipped.gather(1, level) * filled
+    total = mass.sum(1, keepdim=True).clamp(min=1)
+    p, q = reference / total, spread / spread.sum(1, keepdim=True).clamp(min=1)
+    terms = torch.where(p > 0, p * (p.clamp(min=_UNSEEN) / q.clamp(min=_UNSEEN)).log(), 0.0).sum(1)
+    lost = (1 - p.sum(1)).clamp(min=0)  # cut to levels where nothing else is
+    return terms + lost * (lost.clamp(min=_UNSEEN) / _UNSEEN).log()
+
+
+_UNSEEN = 1e-9
+"""The probability given to what the cut histogram does not have."""
+
+
+def _histogram(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row as [C, ENTROPY_BINS] bin centres and counts."""
+    reach = values.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    index = ((values / reach + 1) / 2 * ENTROPY_BINS).long().clamp(0, ENTROPY_BINS - 1)
+    counts = values.new_zeros(len(values), ENTROPY_BINS).scatter_add(1, index, torch.ones_like(values))
+    centres = (torch.arange(ENTROPY_BINS, device=values.device) + 0.5) / ENTROPY_BINS * 2 - 1
+    return centres[None] * reach, counts
+
+
+def _mean_magnitude(values: Tensor) -> Tensor:
+    """The mean magnitude of what is not zero: the scale of least squared error where only signs are kept (arXiv
+    1603.05279)."""
+    return values.abs().sum(1) / (values != 0).sum(1).clamp(min=1)
+
+
 def _width(low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     return torch.maximum(-low, high) if grid.symmetric else high - low
-
-
-def _levels(grid: Grid) -> int:
-    return grid.qmax - (grid.centre if grid.symmetric else grid.qmin)
 
 
 def _zero_point(low: Tensor, scale: Tensor, grid: Grid) -> Tensor:
@@ -148,5 +192,5 @@ def _positive(scale: Tensor, width: Tensor, grid: Grid) -> Tensor:
     scale = torch.nan_to_num(scale, 0.0, torch.finfo(torch.float32).max / 65536, 0.0)
     usable = (scale >= torch.finfo(torch.float32).tiny) & (width > 0)
     fallback = torch.where(usable, scale, 0.0).amax()
-    fallback = torch.where(fallback > 0, fallback, torch.full_like(fallback, 1 / (_levels(grid) + 1)))
+    fallback = torch.where(fallback > 0, fallback, torch.full_like(fallback, 1 / (grid.levels + 1)))
     return torch.where(usable, scale, fallback)

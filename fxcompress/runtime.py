@@ -54,6 +54,22 @@ def float_operators(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
     return tuple(left), dict(sorted(integer.items()))
 
 
+def readable(model: onnx.ModelProto, name: str) -> str:
+    """`name`, or where its integers are narrower than a byte, which Python cannot read, the name of a copy in bytes."""
+    zeros = {i.name: i.data_type for i in model.graph.initializer}
+    maker = next(n for n in model.graph.node if name in n.output)
+    kind = zeros.get(maker.input[2]) if maker.op_type == "QuantizeLinear" else None
+    if kind not in _NARROW:
+        return name
+    copy = f"{name}/bytes"
+    model.graph.node.append(onnx.helper.make_node("Cast", [name], [copy], to=_NARROW[kind]))
+    return copy
+
+
+_T = onnx.TensorProto
+_NARROW = {_T.INT4: _T.INT8, _T.UINT4: _T.UINT8, _T.INT2: _T.INT8, _T.UINT2: _T.UINT8}
+
+
 def mask_cost(path: Path, model: onnx.ModelProto, feed: Mapping[str, np.ndarray]) -> tuple[int, float]:
     """Bytes of the masks on activations in a file, and the share of a run that the runtime spends multiplying by
     them."""

@@ -68,7 +68,8 @@ class Schedule:
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the completed steps of `optimizer` move the schedule; gradient accumulation and skipped AMP steps do not.
 
-        Raises ScheduleError if another optimizer is attached.
+        It gets the learned scales that it does not have yet, as a group without weight decay. Raises ScheduleError if
+        another optimizer is attached.
         """
         if self._optimizer is optimizer:
             return
@@ -78,6 +79,11 @@ class Schedule:
                 "attach the one whose steps count"
             )
         self._optimizer = optimizer
+        known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        learned = [p for _, m in _compressors(self.net) for p in m.parameters() if id(p) not in known]
+        if learned:
+            # Decay would pull scales towards zero.
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
         optimizer.register_step_post_hook(self._after_step)
 
     def restore(self, steps: int) -> None:
@@ -132,7 +138,7 @@ class Schedule:
         self._let_act(self._by_step.get(self.steps, ()))
         for event in self._windows.get(self.steps, ()):
             module = self.net.get_submodule(event.path)
-            _reset(module)
+            module.reset()  # type: ignore[operator]
             module.observing = True  # type: ignore[assignment]
 
     @torch.no_grad()
@@ -173,7 +179,7 @@ class Schedule:
         observing = {m: m.observing for _, m in _compressors(self.net)}
         for module in observing:
             if module in modules:
-                _reset(module)
+                module.reset()
             module.observing = module in modules
         try:
             yield
@@ -194,7 +200,3 @@ class Schedule:
 
 def _compressors(net: nn.Module) -> Iterable[tuple[str, Any]]:
     return ((p, m) for p, m in net.named_modules() if p.startswith(f"{COMPRESSION}.") and hasattr(m, "observing"))
-
-
-def _reset(module: Any) -> None:
-    (module.observer if isinstance(module, Quantizer) else module).reset()

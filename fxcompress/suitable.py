@@ -14,7 +14,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from fxcompress.errors import CaptureError
-from fxcompress.spec import Quantize, Spec
+from fxcompress.rules import Quantize
+from fxcompress.spec import Spec
 
 _QUANTIZED = (
     "torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.quantizable", "torch.ao.nn.qat",

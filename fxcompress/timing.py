@@ -15,7 +15,8 @@ from itertools import pairwise
 
 from fxcompress.errors import SpecError
 from fxcompress.fields import Target
-from fxcompress.spec import Prune, Quantize, Spec
+from fxcompress.rules import Prune, Quantize
+from fxcompress.spec import Spec
 
 RECOVERY_START = Fraction(80, 100)  # of training; rules without times are done by then
 

@@ -28,7 +28,7 @@ from fxcompress.names import output_names, quantized_names
 from fxcompress.passes import IntegerProducts
 from fxcompress.pipeline import run
 from fxcompress.qdq import QUANTIZE_DEQUANTIZE
-from fxcompress.runtime import float_operators, mask_cost, session
+from fxcompress.runtime import float_operators, mask_cost, readable, session
 from fxcompress.tables import text_of
 
 TIE = 2.0**-7
@@ -192,12 +192,13 @@ def _run_exposed(
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     own = [o.name for o in exposed.graph.output]
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    wanted = [readable(exposed, name) for name in names]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in own)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "exposed.onnx"
         onnx.save(exposed, file)
         try:
-            values = session(file, optimized).run(own + names, _feed(model, feeds))
+            values = session(file, optimized).run(own + wanted, _feed(model, feeds))
         except Exception as error:  # ONNX Runtime has no public base class of its errors
             state = "with" if optimized else "without"
             raise VerifyError(f"ONNX Runtime cannot run the file {state} optimizations: {error}") from error

@@ -14,7 +14,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph import bypass, drop_dead_code, insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
 from fxcompress.operators import PRODUCTS, TRANSPOSED, argument, channel_axis, is_batch_norm, shape_of, weight_of
-from fxcompress.qdq import DEQUANTIZE
+from fxcompress.qdq import DEQUANTIZE, is_blockwise
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class FoldBatchNorm:
              %conv = conv2d(%x, %conv_folded_weight, %conv_folded_bias, (1, 1), (0, 0), (1, 1), 1)
 
     Requires: evaluation mode; weights are frozen.
-    Ensures:  no batch norm with statistics is the only user of a product with a symmetric integer weight.
-    Leaves alone: products with float weights; batch norms on batch statistics; grouped transposed convolutions, whose
+    Ensures:  no batch norm with statistics is the only user of a product with an integer weight.
+    Leaves alone: products with float weights, and with scales for blocks; batch norms on batch statistics; grouped transposed convolutions, whose
               scales are shared by channels of several groups; linear layers on more than two axes, whose channels
               are not the batch norm's.
     """
@@ -65,7 +65,7 @@ def _folds(gm: GraphModule, norm: Node) -> bool:
     product: Any = norm.args[0]
     if product.target not in PRODUCTS or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
         return False
-    if product.target is F.linear and len(shape_of(product)) > 2:
+    if is_blockwise(weight_of(product)) or (product.target is F.linear and len(shape_of(product)) > 2):
         return False
     return product.target not in TRANSPOSED or argument(product, 6, "groups", 1) == 1
 
@@ -73,26 +73,38 @@ def _folds(gm: GraphModule, norm: Node) -> bool:
 def _fold(gm: GraphModule, product: Node, norm: Node) -> None:
     module: Any = gm.get_submodule(str(norm.target))
     integers, scale, zero_point = (tensor_at(gm, str(n.target)) for n in weight_of(product).args[:3])
+    how = weight_of(product).args[4:]
     axis = channel_axis(product)
     sigma = torch.sqrt(module.running_var.double() + module.eps)
     gamma = torch.ones_like(sigma) if module.weight is None else module.weight.detach().double()
     bias_node = argument(product, 2, "bias")
     bias = torch.zeros_like(sigma) if bias_node is None else tensor_at(gm, str(bias_node.target)).detach().double()
     shift = 0.0 if module.bias is None else module.bias.detach().double()
+    zeros = zero_point.expand(sigma.shape)
     folded = {
-        "folded_integers": integers * broadcast(torch.sign(gamma), axis, integers.ndim).to(integers.dtype),
+        "folded_integers": _signed(integers, zeros, torch.sign(gamma), axis, how),
         "folded_scale": _folded_scale(scale, gamma, sigma),
-        "folded_zero_point": torch.zeros_like(sigma).to(zero_point.dtype),
+        "folded_zero_point": _signed(zeros, zeros, torch.where(gamma < 0, -1, 1), 0, how),
         "folded_bias": (shift + (bias - module.running_mean.double()) * gamma / sigma).float(),
     }
     *weight, new_bias = insert_constants(gm, product, site(product), folded)
-    dequantized = insert_function_before(gm, product, DEQUANTIZE, (*weight, axis), f"{product.name}_folded_weight")
+    dequantized = insert_function_before(
+        gm, product, DEQUANTIZE, (*weight, axis, *how), f"{product.name}_folded_weight"
+    )
     dequantized.meta.update(weight_of(product).meta)
     rest = product.args[3:]
     product.args = (product.args[0], dequantized, new_bias, *rest)
     product.kwargs = {k: v for k, v in product.kwargs.items() if k not in ("weight", "bias")}
     product.meta["tensor_meta"] = norm.meta["tensor_meta"]
     bypass(gm, norm)
+
+
+def _signed(integers: Tensor, zeros: Tensor, sign: Tensor, axis: int, how: tuple[Any, ...]) -> Tensor:
+    """The integers of sign times the values: negated ones lie as far below the middle of the grid as they lay above."""
+    bits = how[0] if how else 8 * integers.element_size()
+    mirrored = (0 if integers.dtype.is_signed else 2**bits) - integers.int()
+    sign, zeros = broadcast(sign, axis, integers.ndim), broadcast(zeros.int(), axis, integers.ndim)
+    return torch.where(sign < 0, mirrored, torch.where(sign > 0, integers.int(), zeros)).to(integers.dtype)
 
 
 def _folded_scale(scale: Tensor, gamma: Tensor, sigma: Tensor) -> Tensor:

@@ -83,15 +83,18 @@ def _freeze_weight(gm: GraphModule, node: Node) -> None:
         node.replace_all_uses_with(masked)
         gm.graph.erase_node(node)
         return
-    scale = broadcast(module.scale, module.axis, value.ndim)
-    zero_point = broadcast(module.zero_point, module.axis, value.ndim)
-    dtype = module.grid.dtype
+    plan, (scale, zero_point) = module.plan, [t.detach() for t in module.chosen()]
+    along = [broadcast(t, module.axis, value.ndim, plan.block) for t in (scale, zero_point)]
+    dtype = plan.grid.dtype
     constants = {
-        f"{name}_integers": quantize(value.float(), scale, zero_point, module.grid).to(dtype),
-        f"{name}_scale": module.scale.clone(),
-        f"{name}_zero_point": module.zero_point.to(dtype),
+        f"{name}_integers": quantize(value.float(), along[0], along[1], plan.grid).to(dtype),
+        f"{name}_scale": scale.clone(),
+        f"{name}_zero_point": zero_point.to(dtype),
     }
-    replace(node, DEQUANTIZE, (*insert_constants(gm, node, owner, constants), module.axis or 0))
+    nodes = insert_constants(gm, node, owner, constants)
+    bits = () if plan.grid.bits in (8, 16) and not plan.block else (plan.grid.bits,)
+    axis = value.ndim - 1 if plan.block else module.axis or 0
+    replace(node, DEQUANTIZE, (*nodes, axis, *bits, *((plan.block,) if plan.block else ())))
 
 
 def _swap_with_quantizer(gm: GraphModule, pruner: Node) -> None:
@@ -116,6 +119,7 @@ def _freeze_activation(gm: GraphModule, node: Node) -> None:
         kept = insert_function_before(gm, node, DEQUANTIZE, stored, f"{node.name}_mask")
         replace(node, torch.mul, (node.args[0], kept))
         return
-    constants = {"scale": module.scale.clone(), "zero_point": module.zero_point.to(module.grid.dtype)}
+    chosen, zero = [t.detach() for t in module.chosen()]
+    constants = {"scale": chosen.clone(), "zero_point": zero.to(module.grid.dtype)}
     scale, zero_point = insert_constants(gm, node, path, constants)
     replace(node, QUANTIZE_DEQUANTIZE, (node.args[0], scale, zero_point, module.grid.qmin, module.grid.qmax))

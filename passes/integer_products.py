@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
-from fxcompress.graph import drop_dead_code, replace, site, tensor_at
+from fxcompress.graph import drop_dead_code, insert_constants, replace, site, tensor_at
+from fxcompress.grid import broadcast
 from fxcompress.integer import INTEGER, needs_float64
 from fxcompress.operators import PRODUCTS, bias_of, channel_axis, is_activation_product, weight_of
 from fxcompress.placement import grid_of, largest_input
-from fxcompress.qdq import DEQUANTIZE
+from fxcompress.qdq import DEQUANTIZE, is_blockwise
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ def _is_quantized(gm: GraphModule, node: Node) -> bool:
         return all(grid_of(gm, a) is not None for a in node.args)
     if node.target not in PRODUCTS:
         return False
-    if weight_of(node).target is not DEQUANTIZE or grid_of(gm, node.args[0]) is None:
+    weight = weight_of(node)
+    if weight.target is not DEQUANTIZE or is_blockwise(weight) or grid_of(gm, node.args[0]) is None:
         return False
     bias = bias_of(node)
-    return bias is None or bias.target is DEQUANTIZE
+    return bias is None or bias.target is DEQUANTIZE or bias.op == "get_attr"
 
 
 def _replace(gm: GraphModule, product: Node) -> None:
@@ -64,14 +66,26 @@ def _replace(gm: GraphModule, product: Node) -> None:
         replace(product, INTEGER[product.target], (*product.args, scales))
         return
     grid: Any = grid_of(gm, product.args[0])
-    weight, weight_scale = weight_of(product).args[:2]
+    weight, weight_scale = _without_zero_point(gm, product), weight_of(product).args[1]
     bias_node = bias_of(product)
-    bias = None if bias_node is None else bias_node.args[0]
+    bias = bias_node.args[0] if bias_node is not None and bias_node.target is DEQUANTIZE else bias_node
     input_scale = grid.args[1]
-    bias_values = None if bias is None else tensor_at(gm, str(bias.target))
+    is_integer = bias is not None and bias is not bias_node
+    bias_values = tensor_at(gm, str(bias.target)) if is_integer else None
     wide = needs_float64(
         tensor_at(gm, str(weight.target)), bias_values, channel_axis(product), largest_input(gm, product)
     )
     function = INTEGER[product.target]
     rest = product.args[3:]
     replace(product, function, (product.args[0], weight, bias, (input_scale, weight_scale), wide, *rest))
+
+
+def _without_zero_point(gm: GraphModule, product: Node) -> Any:
+    """The node of a weight's integers less their zero points."""
+    stored, _, zero = weight_of(product).args[:3]
+    zero_point = tensor_at(gm, str(zero.target))
+    if not bool(zero_point.int().any()):
+        return stored
+    integers = tensor_at(gm, str(stored.target)).int()
+    spread = broadcast(zero_point.int(), channel_axis(product) if zero_point.ndim else None, integers.ndim)
+    return insert_constants(gm, product, site(product), {"weight_integers": integers - spread})[0]

@@ -12,8 +12,8 @@ from fxcompress.errors import PassError
 from fxcompress.graph import COMPRESSION, insert_after, module_of
 from fxcompress.operators import shape_of
 from fxcompress.pruner import Pruner
+from fxcompress.rules import Prune
 from fxcompress.sites import Site, find_sites
-from fxcompress.spec import Prune
 
 
 @dataclass(frozen=True)

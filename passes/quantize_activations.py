@@ -13,9 +13,10 @@ from fxcompress.graph import COMPRESSION, insert_after, module_of
 from fxcompress.grid import Grid
 from fxcompress.operators import SOFTMAXES, called
 from fxcompress.passes.prune_weights import refuse_unknown
-from fxcompress.quantizer import Quantizer
+from fxcompress.quantizer import Plan, Quantizer
+from fxcompress.rules import Quantize
 from fxcompress.sites import Site, find_sites, tail
-from fxcompress.spec import Quantize
+from fxcompress.targets import TARGETS, Target, activation_grid, calibration
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class QuantizeActivations:
 
     name: ClassVar[str] = "quantize-activations"
     rules: Mapping[str, Quantize]
+    target: Target = TARGETS["onnxruntime"]
 
     def requires(self, gm: GraphModule) -> None:
         """Raise PassError if a name is no activation that can be quantized."""
@@ -61,13 +63,13 @@ class QuantizeActivations:
 
     def _quantizer(self, gm: GraphModule, site: Site) -> Quantizer:
         rule = self.rules[site.name]
-        # Runtimes on x86 have integer kernels for unsigned activations; a symmetric grid has its zero in the middle.
-        grid = Grid(rule.bits_for(site.is_edge), signed=False, symmetric=bool(rule.symmetric))
-        quantizer = Quantizer(grid, (rule.range, rule.scale))
-        if called(gm, site.node) in SOFTMAXES:
+        grid = activation_grid(rule, site.is_edge, self.target)
+        if called(gm, site.node) in SOFTMAXES and not grid.symmetric:
             # Its values reach from 0 to 1, and ONNX Runtime's integer kernel is right on this grid alone.
+            quantizer = Quantizer(Plan(Grid(grid.bits, False, False)))
             quantizer.fixed_scale = 2.0**-grid.bits
-        return quantizer
+            return quantizer
+        return Quantizer(Plan(grid, calibration(rule), learned=rule.scale == "learned"))
 
 
 def _is_quantized(gm: GraphModule, site: Site) -> bool:

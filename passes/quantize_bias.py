@@ -14,7 +14,7 @@ from fxcompress.grid import broadcast
 from fxcompress.integer import per_output_channel
 from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_product, weight_of
 from fxcompress.placement import grid_of, largest_input
-from fxcompress.qdq import DEQUANTIZE
+from fxcompress.qdq import DEQUANTIZE, is_blockwise
 
 LARGEST = 2**31 - 1
 
@@ -31,7 +31,8 @@ class QuantizeBias:
              %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias_1)
 
     Requires: weights and activations are frozen.
-    Leaves alone: products whose input lies on no grid or whose weight is float.
+    Leaves alone: products whose input lies on no grid, whose weight is float or has scales for blocks, or whose sums
+              leave int32 without the bias, as those of 16-bit integers do: their bias stays float.
     """
 
     name: ClassVar[str] = "quantize-bias"
@@ -54,8 +55,10 @@ def _has_float_bias(gm: GraphModule, product: Node) -> bool:
     if product.target not in PRODUCTS:
         return False
     bias = bias_of(product)
-    is_integer = weight_of(product).target is DEQUANTIZE and grid_of(gm, input_of(product)) is not None
-    return is_integer and isinstance(bias, Node) and bias.op == "get_attr"
+    weight = weight_of(product)
+    if weight.target is not DEQUANTIZE or is_blockwise(weight) or grid_of(gm, input_of(product)) is None:
+        return False
+    return isinstance(bias, Node) and bias.op == "get_attr" and _room(gm, product) >= 0
 
 
 def _quantize_bias(gm: GraphModule, product: Node) -> None:
@@ -75,27 +78,36 @@ def _quantize_bias(gm: GraphModule, product: Node) -> None:
 
 
 def _room(gm: GraphModule, product: Node) -> float:
-    """How large an integer bias may be for no sum of the product to leave int32, in which runtimes accumulate."""
-    integers = tensor_at(gm, str(weight_of(product).args[0].target))
-    sums = integers.movedim(channel_axis(product), 0).flatten(1).double().abs().sum(1)
-    return max(float(LARGEST - sums.max() * largest_input(gm, product)), 1.0) if sums.numel() else float(LARGEST)
+    """How large an integer bias may be for no sum of the product to leave int32, in which runtimes accumulate; negative
+    where the products alone leave it, as those of 16-bit integers do."""
+    integers, zeros = _integers(gm, product)
+    sums = (integers - zeros).movedim(channel_axis(product), 0).flatten(1).double().abs().sum(1)
+    return float(LARGEST - sums.max() * largest_input(gm, product)) if sums.numel() else float(LARGEST)
+
+
+def _integers(gm: GraphModule, product: Node) -> tuple[Tensor, Tensor]:
+    """A weight's integers and zero points, as int32 that broadcast."""
+    stored, zero = (tensor_at(gm, str(weight_of(product).args[i].target)).int() for i in (0, 2))
+    return stored, broadcast(zero, channel_axis(product) if zero.ndim else None, stored.ndim)
 
 
 def _weight_scale_that_fits(gm: GraphModule, product: Node, bias: Tensor, input_scale: Tensor) -> Tensor:
     weight = weight_of(product)
-    integers, scale = (tensor_at(gm, str(n.target)) for n in weight.args[:2])
-    least = bias.double().abs() / (input_scale.double() * _room(gm, product)) * (1 + 2.0**-20)
+    (integers, zeros), scale = _integers(gm, product), tensor_at(gm, str(weight.args[1].target))
+    least = bias.double().abs() / (input_scale.double() * max(_room(gm, product), 1.0)) * (1 + 2.0**-20)
     least = least.view(-1, len(scale)).amax(0) if scale.ndim else least.amax()
     if not bool((scale < least).any()):
         return scale
     raised = torch.maximum(scale.double(), least).float()
     axis = channel_axis(product)
     ratio = broadcast(scale.double() / raised.double(), axis if scale.ndim else None, integers.ndim)
-    rounded = torch.round(integers.double() * ratio).to(integers.dtype)
-    zero_point = torch.zeros_like(raised).to(integers.dtype)
+    dtype = tensor_at(gm, str(weight.args[0].target)).dtype
+    rounded = (torch.round((integers - zeros).double() * ratio) + zeros).to(dtype)
+    zero_point = tensor_at(gm, str(weight.args[2].target)).clone()
     constants = {"raised_integers": rounded, "raised_scale": raised, "raised_zero_point": zero_point}
     nodes = insert_constants(gm, product, site(product), constants)
-    new = insert_function_before(gm, product, DEQUANTIZE, (*nodes, axis), f"{product.name}_raised_weight")
+    how = weight.args[4:]
+    new = insert_function_before(gm, product, DEQUANTIZE, (*nodes, axis, *how), f"{product.name}_raised_weight")
     new.meta.update(weight.meta)
     product.args = (product.args[0], new, *product.args[2:])
     channels = int((raised > scale).sum()) if scale.ndim else len(bias)

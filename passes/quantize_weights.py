@@ -10,12 +10,12 @@ from torch.fx import GraphModule
 
 from fxcompress.errors import PassError
 from fxcompress.graph import COMPRESSION, insert_after, module_of
-from fxcompress.grid import Grid
 from fxcompress.operators import shape_of
 from fxcompress.passes.prune_weights import refuse_unknown
-from fxcompress.quantizer import Quantizer
+from fxcompress.quantizer import Plan, Quantizer
+from fxcompress.rules import Quantize
 from fxcompress.sites import Site, find_sites, tail
-from fxcompress.spec import Quantize
+from fxcompress.targets import TARGETS, Target, calibration, weight_grid
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class QuantizeWeights:
 
     name: ClassVar[str] = "quantize-weights"
     rules: Mapping[str, Quantize]
+    target: Target = TARGETS["onnxruntime"]
 
     def requires(self, gm: GraphModule) -> None:
         """Raise PassError if a name is no weight."""
@@ -58,10 +59,15 @@ class QuantizeWeights:
 
     def _quantizer(self, site: Site) -> Quantizer:
         rule = self.rules[site.name]
-        grid = Grid(rule.bits_for(site.is_edge), signed=True, symmetric=rule.symmetric is not False, narrow=True)
-        axis = site.axis if rule.per_channel is not False else None
-        channels = None if axis is None else shape_of(site.node)[axis]
-        return Quantizer(grid, (rule.range, rule.scale), channels, axis)
+        plan = Plan(
+            weight_grid(rule, site.is_edge, self.target),
+            calibration(rule),
+            axis=site.axis if rule.per_channel is not False else None,
+            block=rule.block,
+            learned=rule.scale == "learned",
+            recalibrates=rule.recalibrate,
+        )
+        return Quantizer(plan, shape_of(site.node))
 
 
 def _is_quantized(gm: GraphModule, site: Site) -> bool:

@@ -13,7 +13,7 @@ from fxcompress.errors import PassError
 from fxcompress.graph import drop_dead_code, insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
 from fxcompress.operators import is_constant, is_move, weights_of
-from fxcompress.qdq import DEQUANTIZE
+from fxcompress.qdq import DEQUANTIZE, is_blockwise
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class RearrangeWeights:
         todo = [
             (n, w, found) for n in gm.graph.nodes for w, axis in weights_of(n) if (found := _rearranged(gm, w, axis))
         ]
-        for user, weight, (integers, scale, axis) in todo:
+        for user, weight, (integers, scale, how) in todo:
             constants = {
                 "weight_integers": integers,
                 "weight_scale": scale,
                 "weight_zero_point": scale.new_zeros(scale.shape, dtype=integers.dtype),
             }
             nodes = insert_constants(gm, user, site(user), constants)
-            new = insert_function_before(gm, user, DEQUANTIZE, (*nodes, axis), f"{user.name}_weight")
+            new = insert_function_before(gm, user, DEQUANTIZE, (*nodes, *how), f"{user.name}_weight")
             new.meta.update(weight.meta)
             user.replace_input_with(weight, new)
         return drop_dead_code(gm) or bool(todo)
@@ -61,12 +61,12 @@ class RearrangeWeights:
                     raise PassError(f"'{site(node)}' reads '{weight.name}', which could be integers")
 
 
-def _rearranged(gm: GraphModule, weight: Node, axis: int) -> tuple[Tensor, Tensor, int] | None:
-    """Integers, scale and axis of a weight that is made of dequantized ones by moving elements; else None."""
+def _rearranged(gm: GraphModule, weight: Node, axis: int) -> tuple[Tensor, Tensor, tuple[Any, ...]] | None:
+    """Integers, scale, and axis and width of a weight that is made of dequantized ones by moving elements; else None."""
     if not is_move(weight):
         return None
     origins: list[Node] | None = _origins(weight)
-    if origins is None:
+    if origins is None or any(map(is_blockwise, origins)) or len({n.args[4:] for n in origins}) > 1:
         return None
     stored = {n: [tensor_at(gm, str(a.target)) for a in n.args[:3]] for n in origins}  # type: ignore[union-attr]
     if any(bool(zero_point.any()) for _, _, zero_point in stored.values()):
@@ -76,7 +76,7 @@ def _rearranged(gm: GraphModule, weight: Node, axis: int) -> tuple[Tensor, Tenso
     along = scales.movedim(axis, 0).flatten(1)
     if not bool((along == along[:, :1]).all()):
         return None
-    return integers.contiguous().clone(), along[:, 0].contiguous().clone(), axis
+    return integers.contiguous().clone(), along[:, 0].contiguous().clone(), (axis, *origins[0].args[4:])
 
 
 def _spread(origin: Node, integers: Tensor, scale: Tensor) -> Tensor:

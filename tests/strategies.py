@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from fxcompress.spec import MAX_BITS, Match, Prune, Quantize, Spec
+from fxcompress.fields import MAX_BITS, Match
+from fxcompress.rules import Prune, Quantize
+from fxcompress.spec import Spec
 
 TARGETS = st.sampled_from(["weight", "activation", ("weight", "activation"), ["activation", "weight"]])
 PERCENTS = st.integers(0, 1000).map(lambda tenths: f"{tenths / 10:g}%")

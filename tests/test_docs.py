@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from fxcompress.spec import Match, Prune, Quantize, Rule, Spec
+from fxcompress.fields import Match
+from fxcompress.rules import Prune, Quantize, Rule
+from fxcompress.spec import Spec
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

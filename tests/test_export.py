@@ -22,10 +22,14 @@ SHAPE = (4, 3, 8, 8)
 
 
 def trained(
-    spec: Any, model: nn.Module | None = None, shape: tuple[int, ...] = SHAPE, steps: int = 10
+    spec: Any,
+    model: nn.Module | None = None,
+    shape: tuple[int, ...] = SHAPE,
+    steps: int = 10,
+    target: str = "onnxruntime",
 ) -> fxc.CompressedModule:
     torch.manual_seed(0)
-    net = fxc.compress(model or Residual(), spec, torch.randn(shape), total_steps=steps)
+    net = fxc.compress(model or Residual(), spec, torch.randn(shape), total_steps=steps, target=target)
     train(net, steps, shape)
     return net
 
@@ -125,6 +129,47 @@ def test_every_kind_of_grid_exports_and_agrees(options: dict[str, Any], tmp_path
     found = fxc.export_onnx(trained({"rules": rules}), tmp_path / "net.onnx")
     assert found.ok
     assert found.float_operators == ()
+
+
+@pytest.mark.parametrize("bits", [*range(2, 17)])
+def test_every_width_is_stored_in_its_type_and_agrees(bits: int, tmp_path: Path) -> None:
+    rule = {"op": "quantize", "target": ["weight", "activation"], "bits": bits, "first_last_bits": bits}
+    found = fxc.export_onnx(trained({"rules": [rule]}), tmp_path / "net.onnx")
+    assert found.ok
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    stored = {i.name: i for i in model.graph.initializer if i.name.endswith("integers") and "bias" not in i.name}
+    kind = onnx.TensorProto.INT4 if bits <= 4 else onnx.TensorProto.INT8 if bits <= 8 else onnx.TensorProto.INT16
+    assert {i.data_type for i in stored.values()} == {kind}
+    largest = max(abs(onnx.numpy_helper.to_array(i).astype(int)).max() for i in stored.values())
+    assert largest == 2 ** (bits - 1) - 1
+
+
+@pytest.mark.parametrize("rule", [
+    {"bits": 4, "block": 4, "match": {"type": "Linear"}}, {"bits": 2, "grid": "binary"}, {"bits": 2, "grid": "ternary"},
+    {"bits": 8, "symmetric": False}, {"bits": 8, "signed": False}, {"bits": 4, "signed": False, "symmetric": False},
+    {"bits": 12, "symmetric": False},
+], ids=str)  # fmt: skip
+def test_every_kind_of_weight_exports_and_agrees(rule: dict[str, Any], tmp_path: Path) -> None:
+    weights = {"op": "quantize", "target": "weight", "first_last_bits": rule["bits"], "start": 1, **rule}
+    spec = {"rules": [weights, {"op": "quantize", "target": "activation", "bits": 8, "start": 2}]}
+    found = fxc.export_onnx(trained(spec, target="generic"), tmp_path / "net.onnx")
+    assert found.ok
+
+
+@pytest.mark.parametrize("bits", [9, 16])
+def test_an_opset_without_the_type_is_refused(bits: int, tmp_path: Path) -> None:
+    rule = {"op": "quantize", "target": "activation", "bits": bits, "first_last_bits": bits}
+    with pytest.raises(ExportError, match=rf"opset 18 cannot hold the {bits} bits of 'x'; pass opset=21"):
+        fxc.export_onnx(trained({"rules": [rule]}), tmp_path / "net.onnx", opset=18)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_the_runtime_cannot_load_is_not_written(tmp_path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    with pytest.raises(ExportError, match=f"was not written, since ONNX Runtime cannot load it at opset {newest}"):
+        fxc.export_onnx(trained("Q8(w,f)"), tmp_path / "net.onnx", opset=newest)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_with_a_training_branch_exports_what_evaluation_runs(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fxcompress.passes import PruneWeights, QuantizeActivations, QuantizeWeights
 from fxcompress.pipeline import run
+from fxcompress.rules import Prune, Quantize
 from fxcompress.sites import Site, find_sites, sources, strip, tail, unit_end, unit_members
-from fxcompress.spec import Prune, Quantize
 
 
 class Net(nn.Module):

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from strategies import MATCHES, prunes, quantizes, specs
 
 from fxcompress.errors import FxCompressError, NotationError, SpecError
-from fxcompress.spec import MAX_BITS, Match, Prune, Quantize, Spec
+from fxcompress.fields import MAX_BITS, RANGE_TEXT, Match
+from fxcompress.rules import Prune, Quantize
+from fxcompress.spec import Spec
 
 DESIGN_FILE = """
 rules:
@@ -271,9 +273,14 @@ def test_prune_says_what_is_wrong(fields: dict[str, object], line: str) -> None:
         ({"symmetric": 1}, "'symmetric' is 1; it must be true or false"),
         (
             {"scale": "power_of_two"},
-            "'scale' is 'power_of_two'; did you mean 'power-of-two'? it must be 'float' or 'power-of-two'",
+            "'scale' is 'power_of_two'; did you mean 'power-of-two'? it must be 'float', 'power-of-two' or 'learned'",
         ),
-        ({"range": "minmax"}, "'range' is 'minmax'; did you mean 'min-max'? it must be 'min-max' or 'mse'"),
+        (
+            {"range": "minmax"},
+            "'range' is 'minmax'; did you mean 'min-max'? it must be "
+            + RANGE_TEXT
+            + ", such as {quantile: [0.0001, 0.9999]}",
+        ),
         (
             {"target": "activation", "per_channel": True},
             "'per_channel' is True for activations, which have one scale a tensor; drop it, or target weights",
@@ -288,7 +295,7 @@ def test_missing_and_unknown_keys() -> None:
     missing, unknown = problems(Quantize, target="weight", bit=8)
     assert missing == f"missing key 'bits'; it must be a whole number from 2 to {MAX_BITS}"
     assert unknown.startswith(
-        "unknown key 'bit'; did you mean 'bits'? known keys: 'bits', 'exclude', 'first_last_bits', "
+        "unknown key 'bit'; did you mean 'bits'? known keys: 'bits', 'block', 'exclude', 'first_last_bits', "
     )
     assert problems(Match) == ["an empty match; give 'type', 'name' or both; leave the match out to match everything"]
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from strategies import ordered_specs, untimed_specs
 
 from fxcompress.errors import SpecError
-from fxcompress.spec import Prune, Quantize, Spec
+from fxcompress.rules import Prune, Quantize
+from fxcompress.spec import Spec
 from fxcompress.timing import Phase, plan
 
 

@@ -12,7 +12,7 @@ from fxcompress.frozen import evaluation_copy
 from fxcompress.passes import Freeze, RemoveDisabled
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 INPUT_AND_WEIGHTS = [
     Quantize(target="activation", bits=8, match={"name": "x"}),

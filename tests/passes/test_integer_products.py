@@ -16,7 +16,7 @@ from fxcompress.integer import per_output_channel
 from fxcompress.passes import FoldBatchNorm, Freeze, IntegerProducts, QuantizeBias, RemoveDisabled
 from fxcompress.pipeline import Pass, run
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 FROZEN: list[Pass] = [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias()]
 INPUT_AND_WEIGHTS = [

@@ -14,7 +14,7 @@ from fxcompress.errors import PassError
 from fxcompress.passes import FoldBatchNorm, Freeze, IntegerProducts, LowerToQdq, QuantizeBias, RemoveDisabled
 from fxcompress.pipeline import Pass, run
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 FROZEN: list[Pass] = [RemoveDisabled(), Freeze(), FoldBatchNorm(), QuantizeBias()]
 INPUT = [Quantize(target="activation", bits=8, match={"name": "x"})]

@@ -17,7 +17,7 @@ from fxcompress.frozen import evaluation_copy
 from fxcompress.passes import Freeze, MergeDuplicates, RemoveDisabled
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 BEFORE = """
     input %x

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from fxcompress.errors import PassError
 from fxcompress.passes import Freeze, MoveActivations
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 BEFORE = """
     input %x

@@ -8,7 +8,7 @@ from helpers import ConvBnRelu, Mlp, canonical, check_pass, check_unchanged, ima
 from fxcompress.errors import PassError
 from fxcompress.passes import PruneActivations
 from fxcompress.pipeline import run
-from fxcompress.spec import Prune
+from fxcompress.rules import Prune
 
 RULE = Prune(target="activation", sparsity=0.5)
 BEFORE = """

@@ -9,7 +9,7 @@ from fxcompress.errors import PassError
 from fxcompress.passes import PruneWeights
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Prune
+from fxcompress.rules import Prune
 
 RULE = Prune(target="weight", sparsity=0.5)
 BEFORE = """

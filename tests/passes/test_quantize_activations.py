@@ -10,7 +10,7 @@ from fxcompress.grid import Grid
 from fxcompress.passes import PruneActivations, QuantizeActivations
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Prune, Quantize
+from fxcompress.rules import Prune, Quantize
 
 RULE = Quantize(target="activation", bits=4)
 BEFORE = """

@@ -12,7 +12,7 @@ from torch import nn
 from fxcompress.frozen import freeze
 from fxcompress.passes import Freeze, QuantizeBias, RemoveDisabled
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 INPUT_AND_WEIGHTS = [
     Quantize(target="activation", bits=8, match={"name": "x"}),

@@ -11,7 +11,7 @@ from fxcompress.grid import Grid
 from fxcompress.passes import PruneWeights, QuantizeWeights
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Prune, Quantize
+from fxcompress.rules import Prune, Quantize
 
 RULE = Quantize(target="weight", bits=4)
 BEFORE = """

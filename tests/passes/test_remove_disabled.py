@@ -15,7 +15,7 @@ from fxcompress.frozen import evaluation_copy
 from fxcompress.passes import PruneActivations, PruneWeights, QuantizeActivations, RemoveDisabled
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Prune, Quantize
+from fxcompress.rules import Prune, Quantize
 
 PRUNE = Prune(target="weight", sparsity=0.5)
 BEFORE = """

@@ -17,7 +17,7 @@ from fxcompress.passes import QuantizeActivations, ShareScales
 from fxcompress.passes.share_scales import find_leaders
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.spec import Quantize
+from fxcompress.rules import Quantize
 
 BEFORE = """
     input %x
