@@ -12,32 +12,33 @@ from pathlib import Path
 
 from fxcompress.errors import FxCompressError
 
+DISAGREES = 1
 FAILED = 2
 INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: its name, a line of help, what adds its arguments and what runs it."""
+    """A subcommand: its name, a line of help, what adds its arguments, and what runs it and returns an exit code or
+    None for 0."""
 
     name: str
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
+    run: Callable[[argparse.Namespace], int | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; return 0, or 2 after one line of error on standard error."""
+    """Run one subcommand; return its exit code, or 2 after one line of error on standard error."""
     chosen = make_parser().parse_args(arguments)
     try:
-        chosen.run(chosen)
+        return int(chosen.run(chosen) or 0)
     except FxCompressError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -117,6 +118,32 @@ def _run_plan(chosen: argparse.Namespace) -> None:
     Console(highlight=False).print(table)
 
 
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="module:function, which returns the model that was compressed")
+    parser.add_argument("net", type=Path, help="what fxcompress.save wrote of the trained net")
+    parser.add_argument("file", type=Path, help="the ONNX file")
+    parser.add_argument(
+        "--inputs", type=Path, help="an .npz or .pt file of inputs, instead of the net's example inputs"
+    )
+    parser.add_argument("--html", type=Path, help="write the comparison to this file too, with plots")
+
+
+def _run_verify(chosen: argparse.Namespace) -> int:
+    from fxcompress import load, verify
+    from fxcompress.files import writable
+    from fxcompress.loading import inputs_from, model_from
+
+    if chosen.html:
+        writable(chosen.html)
+    inputs = inputs_from(chosen.inputs) if chosen.inputs else None
+    model, example_inputs = model_from(chosen.model)
+    found = verify(load(chosen.net, model, example_inputs), chosen.file, inputs)
+    if chosen.html:
+        found.to_html(chosen.html)
+    print(found)
+    return 0 if found.ok else DISAGREES
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """For a subcommand without arguments."""
 
@@ -132,6 +159,12 @@ COMMANDS = (
         "demo", "Train, compress, export and compare a small residual network on real digits.", _add_demo, _run_demo
     ),
     Command("plan", "Print when each rule of a spec acts, without a model.", _add_plan, _run_plan),
+    Command(
+        "verify",
+        "Compare an ONNX file, run in the runtimes there are, with the net it was made from; 1 if they disagree.",
+        _add_verify,
+        _run_verify,
+    ),
     Command("schema", "Print the JSON schema of spec files, for editors.", _add_nothing, _run_schema),
 )
 

@@ -8,7 +8,8 @@
     ├── PassError         a pass whose requirement, result or answer is wrong; names the passes before it
     ├── ScheduleError     a schedule moved or attached in a way that makes no sense
     ├── ExportError       a file that cannot be written as asked
-    └── VerifyError       a file that cannot be compared with the net
+    ├── VerifyError       a file that cannot be compared with the net
+    └── LoadError         a model or inputs that a command line names and that cannot be had
 
 A message names the thing in quotes, says what was there instead, and how to mend it.
 """
@@ -50,3 +51,7 @@ class ExportError(FxCompressError):
 
 class VerifyError(FxCompressError):
     """A file that cannot be compared with the net."""
+
+
+class LoadError(FxCompressError):
+    """A model or inputs that a command line names and that cannot be had."""

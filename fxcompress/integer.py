@@ -31,20 +31,25 @@ def _integer(function: Product, spatial: int | None) -> Product:
     ) -> Tensor:
         # Other devices may choose algorithms that are inexact on integers even in float32's exact range.
         dtype = torch.float64 if wide or x.device.type != "cpu" else torch.float32
-        x_scale, weight_scale = scales
-        integers = torch.div(x, x_scale).round_().to(dtype)
+        integers = torch.div(x, scales[0]).round_().to(dtype)
         total = function(integers, weight.to(dtype), None, *args)
         axis = total.ndim - 1 - (spatial or 0)
         on_grid = bias is not None and not bias.is_floating_point()
         if bias is not None and on_grid:
             total = total + broadcast(bias.to(dtype), axis, total.ndim)
-        scale = x_scale * per_output_channel(weight_scale, total.shape[axis])
-        y = total.to(torch.float32) * broadcast(scale, axis if scale.ndim else None, total.ndim)
+        y = scaled(total, scales, axis)
         return y if bias is None or on_grid else y + broadcast(bias, axis, total.ndim)
 
     product.__name__ = product.__qualname__ = f"integer_{function.__name__}"
     product.__module__ = __name__
     return product
+
+
+def scaled(sums: Tensor, scales: tuple[Tensor, Tensor], axis: int) -> Tensor:
+    """float32 of integer-valued `sums` with channels along `axis`; `scales` are the input's [] and the weight's [] or
+    [C]."""
+    scale = scales[0] * per_output_channel(scales[1], sums.shape[axis])
+    return sums.to(torch.float32) * broadcast(scale, axis if scale.ndim else None, sums.ndim)
 
 
 def per_output_channel(scale: Tensor, channels: int) -> Tensor:

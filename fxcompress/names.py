@@ -6,6 +6,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph import site
+from fxcompress.integer import INTEGER
+from fxcompress.operators import PRODUCTS
 from fxcompress.qdq import QUANTIZE_DEQUANTIZE
 
 
@@ -19,6 +21,22 @@ def quantized_names(lowered: GraphModule) -> dict[Node, str]:
             taken[name] = taken.get(name, -1) + 1
             names[node] = f"{name}.quantized" + (f"_{taken[name]}" if taken[name] else "")
     return names
+
+
+def module_behind(quantizer: Node) -> str:
+    """The path of the module that yields a quantized tensor: of the last one on the way from its inputs, functions
+    passed over. Where there are only functions, the name of the last."""
+    node = quantizer.all_input_nodes[0]
+    while node.target is not QUANTIZE_DEQUANTIZE and node.op != "placeholder":
+        if node.op == "call_module":
+            return str(node.target)
+        if node.target in PRODUCTS or node.target in INTEGER.values():
+            return site(node)
+        activations = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        if len(activations) != 1:
+            break
+        node = activations[0]
+    return site(quantizer)
 
 
 def output_names(lowered: GraphModule) -> list[str]:

@@ -114,6 +114,7 @@ def test_frozen_differs_from_trained_by_folding_and_bias_rounding_only(exported:
 def test_every_kind_of_spec_exports_and_agrees(spec: str, tmp_path: Path) -> None:
     found = fxc.export_onnx(trained(spec), tmp_path / "net.onnx")
     assert found.ok
+    assert found.changed_constants == ()
     if "Q" not in spec or "f" not in spec.partition("Q")[2]:
         assert max(found.outputs[0].largest) < 100  # ulp
 
