@@ -25,6 +25,7 @@ from fxcompress.passes import (
     PruneActivations,
     PruneWeights,
     QuantizeActivations,
+    QuantizeGates,
     QuantizeWeights,
     ShareScales,
 )
@@ -146,6 +147,7 @@ def compression_passes(gm: GraphModule, assignment: Assignment) -> list[Pass]:
         PruneActivations(assignment.prunes("activation", activations)),
         QuantizeWeights(assignment.quantizes("weight", weights)),
         QuantizeActivations(assignment.quantizes("activation", activations)),
+        QuantizeGates(),
     ]
     return passes
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcompress.gates import gated
 from fxcompress.grid import Grid, broadcast, fake_quantize
 from fxcompress.ranges import Observer, scales
 
@@ -39,12 +40,14 @@ class Quantizer(nn.Module):
         self.observing = False
         self.is_enabled = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid once enabled, `x` itself before."""
+    def forward(self, x: Tensor, ungated: Tensor | None = None) -> Tensor:
+        """`x` on the grid once enabled, `x` itself before. If `ungated` is given, `x` is then its gated form."""
         if self.observing and self.training:
             self.observer(x)
         if not self.is_enabled:
             return x
+        if ungated is not None:
+            x = gated(ungated)
         scale = broadcast(self.scale, self.axis, x.ndim)
         return fake_quantize(x, scale, broadcast(self.zero_point, self.axis, x.ndim), self.grid)
 

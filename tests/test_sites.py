@@ -207,3 +207,32 @@ def test_the_axis_of_a_weight_counts_its_output_channels() -> None:
 
 def test_sites_of_an_mlp() -> None:
     assert names(seeded(Mlp), rows()) == ["fc1.weight", "fc2.weight", "x", "relu", "fc2"]
+
+
+class Attention(nn.Module):
+    """Scores that are scaled, shifted and masked, then a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(3, 3) for _ in range(3))
+        self.shift = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-2, -1)
+        scores = (scores * 0.5 + self.shift + x @ x.transpose(0, 1)).masked_fill(x.sum() > 100, -1e9)
+        out: Tensor = torch.softmax(scores, -1) @ self.v(x)
+        return out
+
+
+def test_scores_that_only_a_softmax_reads_stay_float() -> None:
+    found = sites(Attention(), rows())
+    left = [name for name, s in found.items() if s.kind == "activation" and not s.quantizable]
+    assert left == ["matmul", "matmul_1"]
+    assert found["matmul"].reason == "only a softmax reads it, which is computed in float"
+    quantizable = [name for name, s in found.items() if s.kind == "activation" and s.quantizable]
+    assert quantizable == ["x", "q", "k", "softmax", "v", "matmul_2"]
+
+
+def test_a_convolution_before_a_softmax_has_no_float_kernel() -> None:
+    found = sites(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softmax(1), nn.Conv2d(2, 2, 1)), image())
+    assert found["0"].quantizable
