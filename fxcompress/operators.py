@@ -70,9 +70,13 @@ STOCHASTIC_DEPTHS = ("stochastic_depth", "StochasticDepth", "drop_path", "DropPa
 VALUE_PRESERVING: frozenset[Any] = CATS | VIEWS | {
     F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
     F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d,
-    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle,
+    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle, F.pixel_unshuffle, nn.PixelUnshuffle,
+    torch.roll, nn.ZeroPad1d, nn.ZeroPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d,
+    nn.ReplicationPad2d, nn.UpsamplingNearest2d,
 }  # fmt: skip
-"""Operators whose outputs are some of their inputs' values (in evaluation): what is on a grid stays on it."""
+"""Operators whose outputs are some of their inputs' values, or zero (in evaluation): what is on a grid stays on it."""
+NEAREST = ("nearest", "nearest-exact")
+"""Modes of resizing that only repeat or leave out values."""
 
 
 def called(gm: GraphModule, node: Node) -> Any:
@@ -138,8 +142,18 @@ def is_dropout(gm: GraphModule, node: Node) -> bool:
 
 
 def is_value_preserving(gm: GraphModule, node: Node) -> bool:
-    """Whether, in evaluation, every output value of `node` is one of its input values."""
-    return called(gm, node) in VALUE_PRESERVING or is_dropout(gm, node)
+    """Whether, in evaluation, every output value of `node` is one of its input values, or zero."""
+    return called(gm, node) in VALUE_PRESERVING or is_dropout(gm, node) or _pads_or_repeats(gm, node)
+
+
+def _pads_or_repeats(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` pads with zeros or its input's values, or resizes to the nearest value."""
+    function = called(gm, node)
+    if function is F.pad:
+        return argument(node, 2, "mode", "constant") != "constant" or argument(node, 3, "value") in (None, 0)
+    if function is F.interpolate:
+        return argument(node, 3, "mode", "nearest") in NEAREST
+    return function is nn.Upsample and submodule(gm, str(node.target)).mode in NEAREST
 
 
 def is_move(node: Node) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Cat, ConvBnRelu, Fc, Mlp, Residual, Shared, canonical, image, rows, seeded
+from helpers import Cat, ConvBnRelu, Does, Fc, Mlp, Residual, Shared, canonical, image, rows, seeded
 from torch import Tensor, nn
 
 from fxcompress.passes import PruneWeights, QuantizeActivations, QuantizeWeights
@@ -236,3 +236,29 @@ def test_scores_that_only_a_softmax_reads_stay_float() -> None:
 def test_a_convolution_before_a_softmax_has_no_float_kernel() -> None:
     found = sites(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softmax(1), nn.Conv2d(2, 2, 1)), image())
     assert found["0"].quantizable
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: F.pad(x, (1, 1, 0, 0)),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.interpolate(x, scale_factor=2.0),
+        lambda x: F.interpolate(x, size=(6, 6), mode="nearest-exact"),
+        lambda x: torch.roll(x, 1, 2),
+        nn.ZeroPad2d(1),
+        nn.Upsample(scale_factor=2),
+    ],
+)
+def test_padding_and_repeating_keep_the_grid(forward: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Does(lambda m, x: forward(x)), nn.Conv2d(2, 2, 1))
+    assert names(model, image(), lambda s: s.kind == "activation") == ["input", "0", "2"]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")],
+)
+def test_other_padding_and_resizing_make_a_grid_of_their_own(forward: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Does(lambda m, x: forward(x)), nn.Conv2d(2, 2, 1))
+    assert len(names(model, image(), lambda s: s.kind == "activation")) == 4
