@@ -19,6 +19,7 @@ from fxcompress.constants import expression
 from fxcompress.graph import has_module, module_of, site
 from fxcompress.operators import (
     ADDS,
+    CATS,
     MASKINGS,
     MULS,
     RECURRENT,
@@ -125,10 +126,18 @@ def sources(gm: GraphModule, node: Node) -> Iterator[Node]:
         produced = _producer(node)
         if produced is not node and not is_value_preserving(gm, produced):
             yield from [node] if is_activation(node) else []
-        elif is_value_preserving(gm, node):
+        elif is_value_preserving(gm, node) and not _joins_a_fixed_grid(gm, node):
             pending += reversed([n for n in node.all_input_nodes if not _is_size(n)])
         elif is_activation(node) and (node.target not in ZEROS or is_written(gm, node)):
             yield node
+
+
+def _joins_a_fixed_grid(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` concatenates a softmax, whose grid is fixed, with something else, and so needs a grid of its
+    own."""
+    if called(gm, node) not in CATS:
+        return False
+    return len({called(gm, strip(gm, n)) in SOFTMAXES for n in node.all_input_nodes}) == 2
 
 
 def strip(gm: GraphModule, node: Node) -> Node:
@@ -203,7 +212,7 @@ def _activation_sites(gm: GraphModule, edges: set[Node]) -> Iterator[Site]:
     for node in gm.graph.nodes:
         if node.target in RECURRENT or (node.target is torch.einsum and weights_of(node)):
             points |= {s: points.get(s, False) for n in activation_inputs(node) for s in sources(gm, n)}
-        if not has_integer_kernel(gm, node):
+        if not (has_integer_kernel(gm, node) or _joins_a_fixed_grid(gm, node)):
             continue
         end = unit_end(gm, node)
         if end in scores and not (is_product(node) or hands_out_floats(node)):

@@ -362,7 +362,10 @@ def test_a_fixed_scale_is_not_shared(tmp_path: Path) -> None:
     net = trained("Q8(w,f)", SoftmaxCat())
     fixed = [n for n, m in net.named_modules() if getattr(m, "fixed_scale", None) is not None]
     assert [sum(str(n.target) == path for n in net.graph.nodes) for path in fixed] == [1]
-    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert found.ok
+    assert found.float_operators == ()
+    assert found.integer_operators["QLinearConcat"] == 1
 
 
 def test_repeated_float_functions_export(tmp_path: Path) -> None:

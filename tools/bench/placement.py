@@ -18,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import fxcompress as fxc
-from fxcompress.runtime import WARM_UP, session
 
 FAMILIES = [
     "resnet18", "resnext50_32x4d", "regnet_y_400mf", "vgg11_bn", "squeezenet1_1", "googlenet", "inception_v3",
@@ -55,11 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where the files are kept, by default nowhere")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
-    parser.add_argument("--time", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.time:
-        print(json.dumps(_time(options)))
-        return
     with tempfile.TemporaryDirectory() as folder:
         rows = [_measure(name, options.folder or Path(folder), options) for name in options.families]
     print(_table(rows))
@@ -74,7 +68,8 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     made = folder / "made.json"
     if not made.exists():
         made.write_text(json.dumps(_make(name, folder, options.size)))
-    command = [sys.executable, __file__, "--time", str(folder), "--size", str(options.size),
+    files = [str(folder / f"{kind}.onnx") for kind in KINDS]
+    command = [sys.executable, str(Path(__file__).with_name("turns.py")), *files, "--size", str(options.size),
                "--runs", str(options.runs), "--threads", str(options.threads)]  # fmt: skip
     runs = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -90,20 +85,6 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
     }
     print(_line(row), file=sys.stderr, flush=True)
     return row
-
-
-def _time(options: argparse.Namespace) -> list[float]:
-    image = np.random.default_rng(0).standard_normal((1, 3, options.size, options.size), dtype=np.float32)
-    sessions = [session(options.time / f"{kind}.onnx", threads=options.threads) for kind in KINDS]
-    feeds = [{s.get_inputs()[0].name: image} for s in sessions]
-    times: list[list[float]] = [[] for _ in sessions]
-    for turn in range(WARM_UP + options.runs):
-        for runtime, feed, spent in zip(sessions, feeds, times, strict=True):
-            start = time.perf_counter()
-            runtime.run(None, feed)
-            if turn >= WARM_UP:
-                spent.append(time.perf_counter() - start)
-    return [statistics.quantiles(spent, n=4)[0] for spent in times]
 
 
 def _make(name: str, folder: Path, size: int) -> dict[str, Any]:
