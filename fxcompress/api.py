@@ -25,6 +25,7 @@ from fxcompress.passes import (
     PruneActivations,
     PruneWeights,
     QuantizeActivations,
+    QuantizeGates,
     QuantizeWeights,
     ShareScales,
 )
@@ -169,6 +170,7 @@ def compression_passes(gm: GraphModule, assignment: Assignment, target: Target) 
         PruneActivations(assignment.prunes("activation", activations)),
         QuantizeWeights(assignment.quantizes("weight", weights), target),
         QuantizeActivations(assignment.quantizes("activation", activations), target),
+        *([QuantizeGates()] if target.integer_gates else []),
     ]
     return passes
 

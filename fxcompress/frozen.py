@@ -10,6 +10,8 @@ from torch.fx import GraphModule
 from fxcompress.errors import ExportError
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
+    ConvolveBatchNorm,
+    FlattenProducts,
     FoldBatchNorm,
     FoldConstants,
     Freeze,
@@ -21,12 +23,13 @@ from fxcompress.passes import (
     QuantizeBias,
     RearrangeWeights,
     RemoveDisabled,
+    RemoveNeutral,
 )
 from fxcompress.pipeline import Hook, Pass, run
 
 _FROZEN: tuple[Pass, ...] = (
-    RemoveDisabled(), LinearizeProducts(), FoldConstants(), Freeze(), RearrangeWeights(), FoldBatchNorm(),
-    QuantizeBias(),
+    RemoveDisabled(), RemoveNeutral(), LinearizeProducts(), FoldConstants(), Freeze(), RearrangeWeights(),
+    FoldBatchNorm(), ConvolveBatchNorm(), QuantizeBias(),
 )  # fmt: skip
 """A trained net's way to constants."""
 
@@ -44,7 +47,7 @@ def freeze(net: CompressedModule, after: Hook | None = None) -> GraphModule:
 def lower(net: CompressedModule, after: Hook | None = None) -> GraphModule:
     """A copy of `net` in QDQ form: float operators between quantize-dequantize pairs and stored integers."""
     gm = evaluation_copy(net)
-    run(gm, [*_FROZEN, MergeDuplicates(), MoveActivations(), LowerToQdq()], after)
+    run(gm, [*_FROZEN, MergeDuplicates(), MoveActivations(), FlattenProducts(), LowerToQdq()], after)
     return gm
 
 

@@ -29,7 +29,8 @@ TYPES = {
 }  # fmt: skip
 _FIRST_OPSET = {2: 25, 4: 21, 8: 18, 16: 21}
 """The opset from which on integers of this width are quantized and dequantized."""
-BLOCKS_FROM = 21
+_WIDE_FROM = 21
+"""The opset from which on there are 16-bit integers and scales for blocks."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,27 @@ class Types:
         least = max(bits, self.narrowest[0])
         return next(width for width, first in _FIRST_OPSET.items() if width >= least and self.opset >= first)
 
-    def for_activation(self, qmin: Any, qmax: Any) -> tuple[int, int]:
-        """The width of an activation's integers, and of the type that holds them."""
-        bits = _bits(qmin, qmax)
-        is_type = bits >= self.narrowest[1] and self.opset >= _FIRST_OPSET.get(bits, self.opset + 1)
-        return bits, bits if is_type else 8 if bits < 8 else 16
+    def for_activation(self, stored: ir.DataType, qmin: int, qmax: int) -> tuple[ir.DataType, bool]:
+        """The type of an activation whose integers torch stores as `stored`, and whether they are clipped to bounds
+        that are not the type's own."""
+        signed = stored in (ir.DataType.INT8, ir.DataType.INT16)
+        for width, first in _FIRST_OPSET.items():
+            kind = TYPES[width, signed]
+            if (qmin, qmax) == _bounds(width, signed) and width >= self.narrowest[1] and self.opset >= first:
+                return kind, False
+        return stored, True
+
+
+def _bounds(width: int, signed: bool) -> tuple[int, int]:
+    return (-(2 ** (width - 1)), 2 ** (width - 1) - 1) if signed else (0, 2**width - 1)
 
 
 def translations(types: Types) -> dict[Any, Any]:
     """What PyTorch's exporter writes for each of our operators."""
 
     def quantize_dequantize(x: Any, scale: Any, zero_point: Any, qmin: int, qmax: int) -> Any:
-        return opset18.DequantizeLinear(
-            _clipped(opset18.QuantizeLinear(x, scale, zero_point), qmin, qmax, types), scale, zero_point
-        )
+        q = _clipped(opset18.QuantizeLinear(x, scale, zero_point), zero_point.dtype, (qmin, qmax), types)
+        return opset18.DequantizeLinear(q, scale, zero_point)
 
     def dequantize(integers: Any, scale: Any, zero_point: Any, axis: int, bits: int = 0, block: int = 0) -> Any:  # noqa: PLR0913
         if block:
@@ -74,16 +82,17 @@ def translations(types: Types) -> dict[Any, Any]:
     }
 
 
-def _clipped(q: Any, qmin: int, qmax: int, types: Types) -> Any:
-    bits, width = types.for_activation(qmin, qmax)
-    if bits == width:
+def _clipped(q: Any, stored: ir.DataType, bounds: tuple[int, int], types: Types) -> Any:
+    if not types.for_activation(stored, *bounds)[1]:
         return q
-    kind = np.int32 if width == 16 else np.int8 if qmin < 0 else np.uint8
-    bounds: Any = [opset18.Constant(value=from_array(np.array(bound, kind))) for bound in (qmin, qmax)]
-    if width == 8:
-        return opset18.Clip(q, *bounds)
-    clipped: Any = opset18.Clip(opset18.Cast(q, to=ir.DataType.INT32), *bounds)
-    return opset18.Cast(clipped, to=TYPES[16, qmin < 0])
+    is_wide = stored.itemsize == 2
+    kind = np.int32 if is_wide else stored.numpy()
+    low, high = (opset18.Constant(value=from_array(np.array(bound, kind))) for bound in bounds)
+    if not is_wide:
+        return opset18.Clip(q, low, high)
+    whole: Any = opset18.Cast(q, to=ir.DataType.INT32)
+    clipped: Any = opset18.Clip(whole, low, high)
+    return opset18.Cast(clipped, to=stored)
 
 
 def integers_of(quantize: ir.Node) -> ir.Value:
@@ -98,16 +107,16 @@ def refuse_types(lowered: GraphModule, types: Types) -> None:
     """Raise ExportError if the opset has no type for a tensor's integers, or no scales for blocks."""
     for node in lowered.graph.nodes:
         if node.target is QUANTIZE_DEQUANTIZE:
-            bits = _bits(*node.args[3:5])
+            bits = 8 * tensor_at(lowered, str(node.args[2].target)).element_size()
         elif node.target is DEQUANTIZE and node.args[2] is not None:
             bits = _weight_bits(lowered, node)[0]
         else:
             continue
-        wanted = 21 if bits > 8 else BLOCKS_FROM if is_blockwise(node) and node.target is DEQUANTIZE else 0
-        if types.opset < wanted:
-            what = f"{bits} bits" if bits > 8 else "scales for blocks"
+        is_blocks = node.target is DEQUANTIZE and is_blockwise(node)
+        if types.opset < _WIDE_FROM and (bits > 8 or is_blocks):
+            what = "scales for blocks" if is_blocks else "16-bit integers"
             raise ExportError(
-                f"opset {types.opset} cannot hold the {what} of '{site(node)}'; pass opset={wanted} or newer"
+                f"opset {types.opset} has no {what}, which '{site(node)}' wants; pass opset={_WIDE_FROM} or newer"
             )
 
 
@@ -117,10 +126,8 @@ def narrow_types(model: ir.Model, lowered: GraphModule, types: Types) -> None:
     expected = [n for n in lowered.graph.nodes if n.target is QUANTIZE_DEQUANTIZE]
     made: _Made = {}
     for node, ours in zip([n for n in model.graph if n.op_type == "QuantizeLinear"], expected, strict=True):
-        qmin, qmax = ours.args[3:5]
-        bits, width = types.for_activation(qmin, qmax)
-        if bits == width < 8:
-            kind = TYPES[width, qmin < 0]
+        kind, _ = types.for_activation(_stored(node), *ours.args[3:5])
+        if kind != _stored(node):
             for reader in (node, *node.outputs[0].consumers()):
                 _retype(model, reader, (2,), kind, made)
             node.outputs[0].type = ir.TensorType(kind)
@@ -171,8 +178,10 @@ def _stored_as(old: ir.Value, kind: ir.DataType) -> ir.Value:
     return ir.Value(name=old.name, shape=old.shape, type=ir.TensorType(kind), const_value=integers)
 
 
-def _bits(qmin: Any, qmax: Any) -> int:
-    return int(qmax - qmin + 1).bit_length() - 1
+def _stored(quantize: ir.Node) -> ir.DataType:
+    zero_point = quantize.inputs[2]
+    assert zero_point is not None and zero_point.dtype is not None
+    return zero_point.dtype
 
 
 def _weight_bits(lowered: GraphModule, node: Node) -> tuple[int, bool]:

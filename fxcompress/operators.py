@@ -31,8 +31,18 @@ RECURRENT: frozenset[Any] = frozenset(
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 RELUS: frozenset[Any] = frozenset({F.relu, torch.relu, "relu", nn.ReLU})
 RELU6S: frozenset[Any] = frozenset({F.relu6, nn.ReLU6})
+SIGMOIDS: frozenset[Any] = frozenset({torch.sigmoid, F.sigmoid, "sigmoid", nn.Sigmoid})
+SILUS: frozenset[Any] = frozenset({F.silu, nn.SiLU})
+POINTWISE: frozenset[Any] = RELUS | RELU6S | SIGMOIDS | SILUS | {
+    F.gelu, nn.GELU, F.hardswish, nn.Hardswish, F.hardsigmoid, nn.Hardsigmoid, torch.tanh, "tanh", nn.Tanh,
+}  # fmt: skip
+"""Activation functions: of one tensor, element by element."""
 ADDS: frozenset[Any] = frozenset({torch.add, operator.add})
 MULS: frozenset[Any] = frozenset({torch.mul, operator.mul})
+MASKINGS: frozenset[Any] = frozenset({
+    torch.sub, operator.sub, torch.div, operator.truediv, "div", "sub", torch.masked_fill, "masked_fill", torch.where,
+})  # fmt: skip
+"""Besides additions and multiplications, what shifts, scales or masks the scores of attention."""
 AVERAGE_POOLS: frozenset[Any] = frozenset({F.avg_pool2d, F.adaptive_avg_pool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d})
 SOFTMAXES: frozenset[Any] = frozenset({F.softmax, torch.softmax, "softmax", nn.Softmax})
 CATS: frozenset[Any] = frozenset({torch.cat})
@@ -60,9 +70,13 @@ STOCHASTIC_DEPTHS = ("stochastic_depth", "StochasticDepth", "drop_path", "DropPa
 VALUE_PRESERVING: frozenset[Any] = CATS | VIEWS | {
     F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
     F.adaptive_max_pool2d, nn.AdaptiveMaxPool2d,
-    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle,
+    F.pixel_shuffle, nn.PixelShuffle, F.channel_shuffle, nn.ChannelShuffle, F.pixel_unshuffle, nn.PixelUnshuffle,
+    torch.roll, nn.ZeroPad1d, nn.ZeroPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d,
+    nn.ReplicationPad2d, nn.UpsamplingNearest2d,
 }  # fmt: skip
-"""Operators whose outputs are some of their inputs' values (in evaluation): what is on a grid stays on it."""
+"""Operators whose outputs are some of their inputs' values, or zero (in evaluation): what is on a grid stays on it."""
+NEAREST = ("nearest", "nearest-exact")
+"""Modes of resizing that only repeat or leave out values."""
 
 
 def called(gm: GraphModule, node: Node) -> Any:
@@ -111,6 +125,11 @@ def is_fusible_activation(gm: GraphModule, node: Node) -> bool:
     return called(gm, node) in RELUS | RELU6S
 
 
+def is_pointwise(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` is an activation function."""
+    return called(gm, node) in POINTWISE
+
+
 def is_dropout(gm: GraphModule, node: Node) -> bool:
     """Whether `node` drops values in training and hands its input on in evaluation (stochastic depth included)."""
     target = called(gm, node)
@@ -123,8 +142,18 @@ def is_dropout(gm: GraphModule, node: Node) -> bool:
 
 
 def is_value_preserving(gm: GraphModule, node: Node) -> bool:
-    """Whether, in evaluation, every output value of `node` is one of its input values."""
-    return called(gm, node) in VALUE_PRESERVING or is_dropout(gm, node)
+    """Whether, in evaluation, every output value of `node` is one of its input values, or zero."""
+    return called(gm, node) in VALUE_PRESERVING or is_dropout(gm, node) or _pads_or_repeats(gm, node)
+
+
+def _pads_or_repeats(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` pads with zeros or its input's values, or resizes to the nearest value."""
+    function = called(gm, node)
+    if function is F.pad:
+        return argument(node, 2, "mode", "constant") != "constant" or argument(node, 3, "value") in (None, 0)
+    if function is F.interpolate:
+        return argument(node, 3, "mode", "nearest") in NEAREST
+    return function is nn.Upsample and submodule(gm, str(node.target)).mode in NEAREST
 
 
 def is_move(node: Node) -> bool:
@@ -143,6 +172,11 @@ def has_integer_kernel(gm: GraphModule, node: Node) -> bool:
     """Whether runtimes compute `node` on integers when its inputs and output are quantized."""
     two_tensors = is_elementwise(gm, node) or is_activation_product(node)
     return is_product(node) or two_tensors or called(gm, node) in AVERAGE_POOLS
+
+
+def hands_out_floats(node: Node) -> bool:
+    """Whether runtimes' integer kernels for `node` can end in floats: those of matrix products can."""
+    return node.target is F.linear or node.target in MATMULS | {torch.addmm}
 
 
 def is_activation(node: Node) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import GraphModule, Node
@@ -17,10 +17,11 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
 
     None if there is none, or if somebody writes to the tensor in place.
 
-    A concatenation lies on a grid if all its inputs lie on the same.
+    A concatenation lies on a grid if all its inputs lie on the same; some may reach over a part of it only, and the one
+    that reaches furthest is found.
     """
-    grids = set[Any]()
-    pending, seen, found = [node], set[Any](), None
+    grids: dict[Any, list[Node]] = {}
+    pending, seen = [node], set[Any]()
     while pending:
         node = pending.pop()
         if not isinstance(node, Node) or node in seen:
@@ -29,16 +30,29 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
         if is_written(gm, node):
             return None
         if node.target is QUANTIZE_DEQUANTIZE:
-            found = found or node
-            scale, zero_point, *bounds = node.args[1:]
-            grids.add((scale.target, zero_point.target, *bounds))  # type: ignore[union-attr]
+            grids.setdefault((node.args[1].target, node.args[2].target), []).append(node)  # type: ignore[union-attr]
         elif node.target in ZEROS:
             continue
         elif keeps_grid(gm, node):
             pending += _tensors(node)
         else:
             return None
-    return found if len(grids) == 1 else None
+    if len(grids) != 1:
+        return None
+    [same] = grids.values()
+    return max(same, key=_reach)
+
+
+def pair_on(gm: GraphModule, grid: Node) -> tuple[Any, ...]:
+    """The arguments of a pair behind values of `grid`: they need no clip, whatever its bounds are."""
+    _, scale, zero_point, *_ = cast(tuple[Any, ...], grid.args)
+    reach = torch.iinfo(tensor_at(gm, str(zero_point.target)).dtype)
+    return (scale, zero_point, reach.min, reach.max)
+
+
+def _reach(grid: Node) -> int:
+    *_, qmin, qmax = cast(tuple[Any, ...], grid.args)
+    return int(qmax) - int(qmin)
 
 
 def largest_input(gm: GraphModule, product: Node) -> int:

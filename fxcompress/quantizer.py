@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcompress.gates import gated
 from fxcompress.grid import Grid, broadcast, fake_quantize
 from fxcompress.learned import gradient_scale, learned_quantize, positive, zero_point_of
 from fxcompress.observer import Observer
@@ -83,12 +84,14 @@ class Quantizer(nn.Module):
         """The axis along which scales differ, None for one scale, and for blocks."""
         return None if self.plan.block else self.plan.axis
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` on the grid once enabled, `x` itself before."""
+    def forward(self, x: Tensor, ungated: Tensor | None = None) -> Tensor:
+        """`x` on the grid once enabled, `x` itself before. If `ungated` is given, `x` is then its gated form."""
         if self.observing and self.training and self.observer is not None:
             self.observer(x)
         if not self.is_enabled:
             return x
+        if ungated is not None:
+            x = gated(ungated)
         if self.plan.recalibrates and self.training:
             self._choose(x)
         scale, zero_point = self.chosen()

@@ -18,9 +18,16 @@ from torch.fx import GraphModule, Node
 from fxcompress.constants import expression
 from fxcompress.graph import has_module, module_of, site
 from fxcompress.operators import (
+    ADDS,
+    CATS,
+    MASKINGS,
+    MULS,
     RECURRENT,
+    SOFTMAXES,
     ZEROS,
     activation_inputs,
+    called,
+    hands_out_floats,
     has_integer_kernel,
     is_activation,
     is_batch_norm,
@@ -119,10 +126,18 @@ def sources(gm: GraphModule, node: Node) -> Iterator[Node]:
         produced = _producer(node)
         if produced is not node and not is_value_preserving(gm, produced):
             yield from [node] if is_activation(node) else []
-        elif is_value_preserving(gm, node):
+        elif is_value_preserving(gm, node) and not _joins_a_fixed_grid(gm, node):
             pending += reversed([n for n in node.all_input_nodes if not _is_size(n)])
         elif is_activation(node) and (node.target not in ZEROS or is_written(gm, node)):
             yield node
+
+
+def _joins_a_fixed_grid(gm: GraphModule, node: Node) -> bool:
+    """Whether `node` concatenates a softmax, whose grid is fixed, with something else, and so needs a grid of its
+    own."""
+    if called(gm, node) not in CATS:
+        return False
+    return len({called(gm, strip(gm, n)) in SOFTMAXES for n in node.all_input_nodes}) == 2
 
 
 def strip(gm: GraphModule, node: Node) -> Node:
@@ -192,25 +207,53 @@ def _name_of_computed(user: Node, what: str, expressions: dict[str, str]) -> str
 
 def _activation_sites(gm: GraphModule, edges: set[Node]) -> Iterator[Site]:
     points: dict[Node, bool] = {}
-    prunable = set[Node]()
+    prunable, floats = set[Node](), set[Node]()
+    scores = _scores(gm)
     for node in gm.graph.nodes:
         if node.target in RECURRENT or (node.target is torch.einsum and weights_of(node)):
             points |= {s: points.get(s, False) for n in activation_inputs(node) for s in sources(gm, n)}
-        if not has_integer_kernel(gm, node):
+        if not (has_integer_kernel(gm, node) or _joins_a_fixed_grid(gm, node)):
+            continue
+        end = unit_end(gm, node)
+        if end in scores and not (is_product(node) or hands_out_floats(node)):
             continue
         for source in (s for n in activation_inputs(node) for s in sources(gm, n)):
             points[source] = points.get(source, False) or node in edges
-        end = unit_end(gm, node)
         points[end] = points.get(end, False) or node in edges
         if is_product(node):
             prunable.add(end)
+        if end in scores and hands_out_floats(node):
+            floats.add(end)
     outputs = {s for n in gm.graph.output_node().all_input_nodes for s in sources(gm, n)}
     order = {node: i for i, node in enumerate(gm.graph.nodes)}
     for node in sorted(points, key=order.__getitem__):
         members = unit_members(gm, node)
         names = tuple(dict.fromkeys(site(n) for n in members))
         types = tuple(dict.fromkeys(_type_name(gm, n) for n in members))
-        yield Site(site(node), "activation", node, names, types, None, points[node], node in prunable - outputs)
+        reason = "only a softmax reads it, which is computed in float" if node in floats else ""
+        is_prunable = node in prunable - outputs
+        yield Site(site(node), "activation", node, names, types, None, points[node], is_prunable, not reason, reason)
+
+
+def _scores(gm: GraphModule) -> set[Node]:
+    """What only a softmax reads, seen through what shifts, scales, masks or moves it, from matrix products on.
+
+    Softmax is computed in float, from the float sums that integer kernels of matrix products can hand out as well. A
+    grid in between would cost two conversions and spend its range on masks.
+    """
+    scores = set[Node]()
+    for node in reversed(gm.graph.nodes):
+        users = [u for u in node.users if u.op != "output"]
+        if len(users) == len(node.users) > 0 and all(_reads_scores(gm, user, scores) for user in users):
+            scores.add(node)
+    return scores
+
+
+def _reads_scores(gm: GraphModule, user: Node, scores: set[Node]) -> bool:
+    if called(gm, user) in SOFTMAXES:
+        return True
+    hands_on = called(gm, user) in ADDS | MULS | MASKINGS or is_value_preserving(gm, user)
+    return user in scores and (hands_on or isinstance(module_of(gm, user), (Pruner, Quantizer)))
 
 
 def _edge_products(gm: GraphModule) -> set[Node]:

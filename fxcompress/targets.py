@@ -21,7 +21,8 @@ class Target:
 
     `signed_activations`: what activations are where a rule does not say. `weight_range_bits`: 8-bit weights use the
     integers of so many bits alone, since the kernels add pairs of products in 16 bits. `adds_in_products`: a product
-    adds what comes along a shortcut before it rounds, so its own result has no grid there. `narrowest_types`:
+    adds what comes along a shortcut before it rounds, so its own result has no grid there. `integer_gates`: SiLU is a
+    sigmoid on a grid and a multiplication. `narrowest_types`:
     the narrowest integers that a file may hold of weights and of activations; narrower ones go in those (ONNX Runtime
     1.32 loads 4-bit activations, but not behind a ReLU6, and no 2-bit integers that its kernels could fuse).
     """
@@ -40,14 +41,15 @@ class Target:
     weight_range_bits: int = 16
     narrowest_types: tuple[int, int] = (4, 8)
     adds_in_products: bool = False
+    integer_gates: bool = False
 
 
 _OPENVINO_BITS = frozenset({4, 5, 6, 7, 8})
 TARGETS = {
     t.name: t
     for t in (
-        Target("onnxruntime"),
-        Target("onnxruntime-avx2", weight_range_bits=7),
+        Target("onnxruntime", integer_gates=True),
+        Target("onnxruntime-avx2", integer_gates=True, weight_range_bits=7),
         Target("openvino", weight_bits=_OPENVINO_BITS, activation_bits=frozenset({8}), block_bits=frozenset({4, 8}),
                integer_activation_bits=frozenset({8})),
         Target("tensorrt", weight_bits=frozenset(range(5, 9)), activation_bits=frozenset({8}),

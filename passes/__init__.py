@@ -1,6 +1,8 @@
 """The rewrites, one verb a file. `fxcompress.api` and `fxcompress.frozen` put them in order."""
 
 from fxcompress.passes.canonicalize import Canonicalize as Canonicalize
+from fxcompress.passes.convolve_batchnorm import ConvolveBatchNorm as ConvolveBatchNorm
+from fxcompress.passes.flatten_products import FlattenProducts as FlattenProducts
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
 from fxcompress.passes.fold_constants import FoldConstants as FoldConstants
 from fxcompress.passes.freeze import Freeze as Freeze
@@ -13,7 +15,9 @@ from fxcompress.passes.prune_activations import PruneActivations as PruneActivat
 from fxcompress.passes.prune_weights import PruneWeights as PruneWeights
 from fxcompress.passes.quantize_activations import QuantizeActivations as QuantizeActivations
 from fxcompress.passes.quantize_bias import QuantizeBias as QuantizeBias
+from fxcompress.passes.quantize_gates import QuantizeGates as QuantizeGates
 from fxcompress.passes.quantize_weights import QuantizeWeights as QuantizeWeights
 from fxcompress.passes.rearrange_weights import RearrangeWeights as RearrangeWeights
 from fxcompress.passes.remove_disabled import RemoveDisabled as RemoveDisabled
+from fxcompress.passes.remove_neutral import RemoveNeutral as RemoveNeutral
 from fxcompress.passes.share_scales import ShareScales as ShareScales

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
+from fxcompress.gates import GATE, GATE_SCALE
 from fxcompress.graph import (
     drop_dead_code,
     insert_constants,
@@ -112,6 +113,8 @@ def _swap_with_quantizer(gm: GraphModule, pruner: Node) -> None:
 def _freeze_activation(gm: GraphModule, node: Node) -> None:
     module: Any = module_of(gm, node)
     path = f"{node.target}_constants"
+    if len(node.args) > 1:
+        node.args = (_gate(gm, node, path),)
     if isinstance(module, Pruner):
         [mask] = insert_constants(gm, node, path, {"mask": module.mask.to(torch.uint8)})
         ones = {"scale": torch.tensor(1.0), "zero_point": torch.tensor(0, dtype=torch.uint8)}
@@ -123,3 +126,18 @@ def _freeze_activation(gm: GraphModule, node: Node) -> None:
     constants = {"scale": chosen.clone(), "zero_point": zero.to(module.grid.dtype)}
     scale, zero_point = insert_constants(gm, node, path, constants)
     replace(node, QUANTIZE_DEQUANTIZE, (node.args[0], scale, zero_point, module.grid.qmin, module.grid.qmax))
+
+
+def _gate(gm: GraphModule, quantizer: Node, path: str) -> Node:
+    """x q(sigmoid(x)) in front of a quantizer that is given x."""
+    function, ungated = cast(tuple[Node, Node], quantizer.args)
+    constants = {"gate_scale": torch.tensor(GATE_SCALE), "gate_zero_point": torch.tensor(0, dtype=torch.uint8)}
+    stored = insert_constants(gm, quantizer, path, constants)
+    sigmoid = insert_function_before(gm, quantizer, torch.sigmoid, (ungated,), f"{function.name}_sigmoid")
+    on_grid = (sigmoid, *stored, GATE.qmin, GATE.qmax)
+    gate = insert_function_before(gm, quantizer, QUANTIZE_DEQUANTIZE, on_grid, f"{function.name}_gate")
+    product = insert_function_before(gm, quantizer, torch.mul, (ungated, gate), f"{function.name}_gated")
+    for new in (sigmoid, gate, product):
+        new.meta.update(function.meta)
+    gate.meta["site"] = f"{site(function)}.gate"
+    return product

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from fxcompress.errors import PassError
 from fxcompress.graph import insert_function_after, module_of, replace, site
 from fxcompress.operators import AVERAGE_POOLS, called, is_activation, is_dropout
-from fxcompress.placement import grid_of, keeps_grid
+from fxcompress.placement import grid_of, keeps_grid, pair_on
 from fxcompress.qdq import GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE
 
 
@@ -48,7 +48,7 @@ class LowerToQdq:
         todo = [(n, grid) for n in gm.graph.nodes if (grid := _missing_pair(gm, n))]
         pools = [n for n in gm.graph.nodes if _pools_to_one_pixel(gm, n)]
         for node, grid in todo:
-            insert_function_after(gm, node, QUANTIZE_DEQUANTIZE, grid.args[1:], f"{node.name}_pair")
+            insert_function_after(gm, node, QUANTIZE_DEQUANTIZE, pair_on(gm, grid), f"{node.name}_pair")
         for node in pools:
             replace(node, GLOBAL_AVERAGE_POOL, (node.args[0],))
         return bool(todo or pools)

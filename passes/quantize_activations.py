@@ -43,7 +43,9 @@ class QuantizeActivations:
 
     def requires(self, gm: GraphModule) -> None:
         """Raise PassError if a name is no activation that can be quantized."""
-        refuse_unknown(self.rules, [s.name for s in find_sites(gm) if s.kind == "activation"], "activation")
+        refuse_unknown(
+            self.rules, [s.name for s in find_sites(gm) if s.kind == "activation" and s.quantizable], "activation"
+        )
 
     def rewrite(self, gm: GraphModule) -> bool:
         """Insert the quantizers."""

@@ -161,7 +161,7 @@ def test_every_kind_of_weight_exports_and_agrees(rule: dict[str, Any], tmp_path:
 @pytest.mark.parametrize("bits", [9, 16])
 def test_an_opset_without_the_type_is_refused(bits: int, tmp_path: Path) -> None:
     rule = {"op": "quantize", "target": "activation", "bits": bits, "first_last_bits": bits}
-    with pytest.raises(ExportError, match=rf"opset 18 cannot hold the {bits} bits of 'x'; pass opset=21"):
+    with pytest.raises(ExportError, match="opset 18 has no 16-bit integers, which 'x' wants; pass opset=21"):
         fxc.export_onnx(trained({"rules": [rule]}), tmp_path / "net.onnx", opset=18)
     assert list(tmp_path.iterdir()) == []
 
@@ -408,7 +408,10 @@ def test_a_fixed_scale_is_not_shared(tmp_path: Path) -> None:
     net = trained("Q8(w,f)", SoftmaxCat())
     fixed = [n for n, m in net.named_modules() if getattr(m, "fixed_scale", None) is not None]
     assert [sum(str(n.target) == path for n in net.graph.nodes) for path in fixed] == [1]
-    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert found.ok
+    assert found.float_operators == ()
+    assert found.integer_operators["QLinearConcat"] == 1
 
 
 def test_repeated_float_functions_export(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import fxcompress as fxc
 SAMPLE = ["resnet18", "mobilenet_v2"]
 OTHERS = [
     "mobilenet_v3_small", "densenet121", "efficientnet_b0", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_0",
-    "regnet_y_400mf", "mnasnet0_5",
+    "regnet_y_400mf", "mnasnet0_5", "convnext_tiny",
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ TOOL = Path(__file__).parent.parent / "tools" / "show"
 MODEL = f"{__name__}:tiny"
 INSERTING = [
     "capture", "canonicalize", "prune-weights", "prune-activations", "quantize-weights", "quantize-activations",
-    "share-scales",
+    "quantize-gates", "share-scales",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Cat, ConvBnRelu, Fc, Mlp, Residual, Shared, canonical, image, rows, seeded
+from helpers import Cat, ConvBnRelu, Does, Fc, Mlp, Residual, Shared, canonical, image, rows, seeded
 from torch import Tensor, nn
 
 from fxcompress.passes import PruneWeights, QuantizeActivations, QuantizeWeights
@@ -207,3 +207,58 @@ def test_the_axis_of_a_weight_counts_its_output_channels() -> None:
 
 def test_sites_of_an_mlp() -> None:
     assert names(seeded(Mlp), rows()) == ["fc1.weight", "fc2.weight", "x", "relu", "fc2"]
+
+
+class Attention(nn.Module):
+    """Scores that are scaled, shifted and masked, then a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(3, 3) for _ in range(3))
+        self.shift = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.q(x) @ self.k(x).transpose(-2, -1)
+        scores = (scores * 0.5 + self.shift + x @ x.transpose(0, 1)).masked_fill(x.sum() > 100, -1e9)
+        out: Tensor = torch.softmax(scores, -1) @ self.v(x)
+        return out
+
+
+def test_scores_that_only_a_softmax_reads_stay_float() -> None:
+    found = sites(Attention(), rows())
+    left = [name for name, s in found.items() if s.kind == "activation" and not s.quantizable]
+    assert left == ["matmul", "matmul_1"]
+    assert found["matmul"].reason == "only a softmax reads it, which is computed in float"
+    quantizable = [name for name, s in found.items() if s.kind == "activation" and s.quantizable]
+    assert quantizable == ["x", "q", "k", "softmax", "v", "matmul_2"]
+
+
+def test_a_convolution_before_a_softmax_has_no_float_kernel() -> None:
+    found = sites(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Softmax(1), nn.Conv2d(2, 2, 1)), image())
+    assert found["0"].quantizable
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x: F.pad(x, (1, 1, 0, 0)),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.interpolate(x, scale_factor=2.0),
+        lambda x: F.interpolate(x, size=(6, 6), mode="nearest-exact"),
+        lambda x: torch.roll(x, 1, 2),
+        nn.ZeroPad2d(1),
+        nn.Upsample(scale_factor=2),
+    ],
+)
+def test_padding_and_repeating_keep_the_grid(forward: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Does(lambda m, x: forward(x)), nn.Conv2d(2, 2, 1))
+    assert names(model, image(), lambda s: s.kind == "activation") == ["input", "0", "2"]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear")],
+)
+def test_other_padding_and_resizing_make_a_grid_of_their_own(forward: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Does(lambda m, x: forward(x)), nn.Conv2d(2, 2, 1))
+    assert len(names(model, image(), lambda s: s.kind == "activation")) == 4

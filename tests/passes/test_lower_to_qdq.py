@@ -11,7 +11,15 @@ from helpers import Cat, Fc, Mlp, after, check_pass, check_unchanged, image, row
 from torch import Tensor, nn
 
 from fxcompress.errors import PassError
-from fxcompress.passes import FoldBatchNorm, Freeze, IntegerProducts, LowerToQdq, QuantizeBias, RemoveDisabled
+from fxcompress.passes import (
+    FoldBatchNorm,
+    Freeze,
+    IntegerProducts,
+    LowerToQdq,
+    MoveActivations,
+    QuantizeBias,
+    RemoveDisabled,
+)
 from fxcompress.pipeline import Pass, run
 from fxcompress.render import render
 from fxcompress.rules import Quantize
@@ -71,6 +79,22 @@ def test_a_concatenation_of_one_grid_keeps_values() -> None:
     net = trained(seeded(Cat), "Q8(f)", image())
     gm = after([*FROZEN, LowerToQdq()], net)
     assert " = quantize_dequantize(%cat, %compression_a_quantizer_constants_scale" in render(gm)
+    assert torch.equal(gm(image()), net(image()))
+
+
+class ReluCat(Cat):
+    """Concatenates values of either sign with others that end at zero and at six."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        return torch.cat([a, torch.relu(self.b(x)), F.relu6(self.a(2 * x))], 1)
+
+
+def test_a_concatenation_of_parts_of_one_grid_lies_on_all_of_it() -> None:
+    net = trained(seeded(ReluCat), "Q8(f)", image())
+    gm = after([*FROZEN, MoveActivations(), LowerToQdq()], net)
+    [pair] = [n for n in gm.graph.nodes if n.name == "cat_pair"]
+    assert pair.args[3:] == (0, 255)
     assert torch.equal(gm(image()), net(image()))
 
 

@@ -1,4 +1,4 @@
-"""Activation functions that a grid's saturation does not do move behind the grid."""
+"""Activation functions that a grid's saturation does not do move into its bounds."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ AFTER = """
     %conv = conv2d(%x, %conv_weight, None, (1, 1), (0, 0), (1, 1), 1)
     %compression_relu_quantizer_constants_scale = compression.relu_quantizer_constants.scale
     %compression_relu_quantizer_constants_zero_point = compression.relu_quantizer_constants.zero_point
-    %relu_quantizer = quantize_dequantize(%conv, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
-    %relu = relu:ReLU(%relu_quantizer)
-    %relu_pair = quantize_dequantize(%relu, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 0, 255)
-    output %relu_pair
+    %relu_quantizer = quantize_dequantize(%conv, %compression_relu_quantizer_constants_scale, %compression_relu_quantizer_constants_zero_point, 128, 255)
+    output %relu_quantizer
 """
 
 
@@ -55,12 +53,12 @@ def frozen(symmetric: bool, model: nn.Module) -> GraphModule:
     return after([Freeze()], trained(model, [rule], image()))
 
 
-def test_moves_relu_behind_a_grid_with_negative_values() -> None:
+def test_moves_relu_into_a_grid_with_negative_values() -> None:
     check_pass(frozen(True, seeded(ConvRelu)), MoveActivations(), before=BEFORE, after=AFTER, example=image())
 
 
 @pytest.mark.parametrize(("reach", "moves"), [(5.9, False), (6.0, False), (6.5, True)])
-def test_moves_relu6_behind_a_grid_that_reaches_past_six(reach: float, moves: bool) -> None:
+def test_moves_relu6_into_a_grid_that_reaches_past_six(reach: float, moves: bool) -> None:
     gm = frozen(False, ConvRelu(nn.ReLU6))
     gm.get_buffer("compression.relu_quantizer_constants.scale").fill_(reach / 255)
     expected = gm(image() * 50)
