@@ -34,7 +34,8 @@ from fxcompress.pipeline import Hook, Pass, run
 from fxcompress.quantizer import Quantizer
 from fxcompress.rules import Prune, Quantize
 from fxcompress.schedule import Schedule
-from fxcompress.sites import Site, all_sites, find_sites
+from fxcompress.shortcuts import sites_for
+from fxcompress.sites import Site, find_sites
 from fxcompress.spec import Spec
 from fxcompress.suitable import refuse_inputs, refuse_unsuitable
 from fxcompress.targets import TARGETS, Target, check_target, notes_on
@@ -110,7 +111,7 @@ def _compressed(
 ) -> CompressedModule:
     phases = plan(spec, total_steps)
     net = captured_net(model, inputs)
-    sites = all_sites(net.views())
+    sites = sites_for(TARGETS[target], net.views())
     assignment = assign(spec, list(sites.values()))
     net.rewrite_more = _RewriteMore(assignment, insert_compression(net, assignment, target=target), target)
     net.spec = spec

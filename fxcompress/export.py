@@ -17,8 +17,9 @@ import onnx_ir as ir
 import torch
 from torch.fx import GraphModule, Node
 
+from fxcompress import files
 from fxcompress.errors import ExportError
-from fxcompress.files import whole, writable
+from fxcompress.files import whole_folder, writable
 from fxcompress.frozen import lower
 from fxcompress.graph import writes_in_place
 from fxcompress.inputs import bind_example
@@ -64,11 +65,20 @@ def export_onnx(
     model = _to_onnx(lowered, inputs, types, dynamic_batch)
     strip_traces(model)
     model.metadata_props["fxcompress.spec"] = str(net.spec)
+    model.metadata_props["fxcompress.target"] = net.schedule.target
     model.metadata_props["fxcompress.version"] = metadata.version("fxcompress")
-    with whole(target) as file:
-        ir.save(model, file)
-        _refuse_unloadable(file, target, opset)
+    _write(model, target, opset)
     return verify(net, target, example_inputs)
+
+
+def _write(model: ir.Model, target: Path, opset: int) -> None:
+    """Write a file that ONNX Runtime loads, or none; beyond 2 GB its tensors go in another file beside it."""
+    stored = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    data = f"{target.name}.data" if stored > files.LARGEST_FILE else None
+    with whole_folder(target.parent) as folder:
+        file = folder / target.name
+        ir.save(model, file, external_data=data)
+        _refuse_unloadable(file, target, opset)
 
 
 def _refuse_unloadable(file: Path, target: Path, opset: int) -> None:

@@ -26,6 +26,27 @@ def writable(path: str | os.PathLike[str]) -> Path:
     raise ExportError(f"cannot write '{target}': it {what}; name a file in an existing folder you may write to")
 
 
+LARGEST_FILE = 2**31 - 2**20
+"""Bytes of tensors that a file of protocol buffers, which end at 2 GB, can hold beside its graph."""
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder beside files in `target` to write to, whose files take their places in the end.
+
+    Raises ExportError if there can be none.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(dir=target, prefix=".writing-")
+    except OSError as error:
+        raise ExportError(f"cannot write in '{target}': {error.strerror}; name a folder you may write to") from None
+    with made as folder:
+        yield Path(folder)
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.suffix != ".data"):  # what names others comes last
+            os.chmod(file, 0o666 & ~_umask())
+            os.replace(file, target / file.name)
+
+
 @contextmanager
 def whole(target: Path) -> Iterator[Path]:
     """A file beside `target` to write to, which takes its place in the end: a reader sees the old file or the new one,

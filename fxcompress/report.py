@@ -16,8 +16,10 @@ from fxcompress.module import CompressedModule
 from fxcompress.operators import activation_inputs, is_constant, macs, shape_of, weights_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
-from fxcompress.sites import Site, all_sites, find_sites, strip, weight_sources
+from fxcompress.shortcuts import sites_for
+from fxcompress.sites import Site, find_sites, strip, weight_sources
 from fxcompress.tables import text_of
+from fxcompress.targets import TARGETS
 
 FLOAT_BITS = 32
 
@@ -44,6 +46,7 @@ class Report:
 
     rows: tuple[Row, ...]
     masks_bytes: int
+    notes: tuple[str, ...] = ()
 
     def megabits(self) -> float:
         """Memory footprint of weights and activations together without their zeros, in Mbit (arXiv 2110.08271)."""
@@ -70,7 +73,7 @@ class Report:
                 "multiplication each; a general runtime does not skip unstructured zeros, so they make it slower, not "
                 "faster (export says by how much)"
             )
-        return lines
+        return [*lines, *self.notes]
 
     def __str__(self) -> str:
         return _render(self)
@@ -78,7 +81,7 @@ class Report:
 
 def report(net: CompressedModule) -> Report:
     """Print and return what stands where in `net` as it is now."""
-    found = Report(tuple(rows_of(net)), _mask_bytes(net))
+    found = Report(tuple(rows_of(net)), _mask_bytes(net), net.schedule.notes)
     print(found)
     return found
 
@@ -86,7 +89,7 @@ def report(net: CompressedModule) -> Report:
 def rows_of(net: CompressedModule) -> list[Row]:
     """A row for every weight and activation of `net` as it is now."""
     owners = _uses_by_weight(net)
-    sites = all_sites(net.views())
+    sites = sites_for(TARGETS[net.schedule.target], net.views())
     rows = [_row(net, s, owners.get(s.name, [])) for s in sites.values()]
     seen = {*sites, *_read_by_sites(sites.values())}
     return rows + [_left_alone(net, name, p) for name, p in net.named_parameters() if p.ndim > 1 and name not in seen]

@@ -14,7 +14,7 @@ import onnx
 
 from fxcompress.comparison import OFF, ON, OPENVINO
 from fxcompress.errors import VerifyError
-from fxcompress.runtime import readable, session
+from fxcompress.runtime import readable, save, session
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run_everywhere(
     own = [o.name for o in model.graph.output]
     with tempfile.TemporaryDirectory() as folder:
         file, exposed = Path(folder) / "file.onnx", Path(folder) / "exposed.onnx"
-        onnx.save(model, file)
+        save(model, file)
         wanted = _expose(model, names, exposed)
         runs = [_onnxruntime(exposed, runtime, own, wanted, feed) for runtime in (OFF, ON)]
         if importlib.util.find_spec("openvino") is None:
@@ -61,7 +61,7 @@ def _expose(model: onnx.ModelProto, names: Sequence[str], file: Path) -> dict[st
     wanted = {name: readable(exposed, name) for name in names}
     own = {o.name for o in model.graph.output}
     exposed.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted.values() if n not in own)
-    onnx.save(exposed, file)
+    save(exposed, file)
     return wanted
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from fxcompress import files
+
 HAS_INTEGER_KERNEL = {"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "Add"}
 """Float operators that ONNX Runtime has integer kernels for, and what its optimizer fuses them to."""
 
@@ -32,7 +34,20 @@ def session(path: Path, optimized: bool = True, threads: int = 0, saved: Path | 
     options.intra_op_num_threads = threads
     if saved is not None:
         options.optimized_model_filepath = str(saved)
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", f"{saved.name}.data"
+        )
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def save(model: onnx.ModelProto, file: Path) -> None:
+    """Write a model, with its tensors beside it where one file cannot hold them."""
+    if sum(len(i.raw_data) for i in model.graph.initializer) <= files.LARGEST_FILE:
+        onnx.save(model, file)
+        return
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # saved tensors are taken out of what is saved
+    onnx.save(copy, file, save_as_external_data=True, location=f"{file.name}.data")
 
 
 def float_operators(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
@@ -41,8 +56,8 @@ def float_operators(path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "optimized.onnx"
         session(path, saved=saved)
-        optimized = onnx.load(saved)
-    float_adds = _float_adds(onnx.load(path))
+        optimized = onnx.load(saved, load_external_data=False)
+    float_adds = _float_adds(onnx.load(path, load_external_data=False))
     left = [
         f"{n.op_type} {n.name}"
         for n in optimized.graph.node

@@ -13,6 +13,7 @@ from models import Branches, Residual, train
 from torch import nn
 
 import fxcompress as fxc
+from fxcompress import files
 from fxcompress.errors import CaptureError, ExportError, ScheduleError, VerifyError
 from fxcompress.grid import quantize
 from fxcompress.pruner import Pruner, zeros_in
@@ -171,6 +172,20 @@ def test_a_file_that_the_runtime_cannot_load_is_not_written(tmp_path: Path) -> N
     with pytest.raises(ExportError, match=f"was not written, since ONNX Runtime cannot load it at opset {newest}"):
         fxc.export_onnx(trained("Q8(w,f)"), tmp_path / "net.onnx", opset=newest)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_file_cannot_hold_goes_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGEST_FILE", 500)
+    net = trained("Q8(w,f)", Residual(32))
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert found.ok and found.tensors
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.onnx.data"]
+    external = [
+        i for i in onnx.load(tmp_path / "net.onnx", load_external_data=False).graph.initializer if i.external_data
+    ]
+    assert external
+    x = torch.randn(SHAPE)
+    assert session(tmp_path / "net.onnx").run(None, {"x": x.numpy()})[0].shape == (4, 5)
 
 
 def test_a_model_with_a_training_branch_exports_what_evaluation_runs(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import onnx
 import pytest
 import torch
 from helpers import ConvBnRelu, Mlp, image, rows, seeded, trained
+from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import SpecError
+from fxcompress.quantizer import Quantizer
 from fxcompress.rules import Quantize
 from fxcompress.spec import Spec
 from fxcompress.targets import TARGETS, activation_grid, check_target, weight_grid
@@ -117,3 +119,33 @@ def test_a_recalibrated_weight_follows_training() -> None:
     assert torch.equal(quantizer.scale, before)
     net.train()(rows())
     torch.testing.assert_close(quantizer.scale, before * 3)
+
+
+def test_tensorrt_quantizes_what_comes_along_a_shortcut_and_not_what_it_is_added_to(tmp_path: Any) -> None:
+    net = fxc.compress(Block(), "Q8(w,f)", image(), total_steps=4, target="tensorrt")
+    quantized = {name for name, m in net.compression.named_modules() if isinstance(m, Quantizer) and m.of_activation}
+    assert quantized == {"x_quantizer", "relu_quantizer", "down_quantizer", "relu_1_quantizer"}
+    [row] = [row for row in fxc.report(net).rows if row.name == "bn"]
+    assert (row.rewritten, row.reason) == (False, "the target adds it inside of the product's kernel, before it rounds")
+    fxc.calibrate(net, [image()])
+    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+    onnxruntime = fxc.compress(Block(), "Q8(w,f)", image(), total_steps=4)
+    assert "bn_quantizer" in dict(onnxruntime.compression.named_modules())
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut with a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.bn = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.down = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.down(x)
+        return torch.relu(self.bn(self.conv2(torch.relu(self.conv1(x)))) + shortcut)
+
+
+def test_the_report_says_what_runs_in_float() -> None:
+    net = trained(seeded(Mlp), {"rules": [{"op": "quantize", "target": "weight", "bits": 4}]}, rows())
+    assert "stores weights of 4 bits and computes their products in float" in "".join(fxc.report(net).summary())
