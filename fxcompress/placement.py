@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.graph import tensor_at, writes_in_place
-from fxcompress.operators import VIEWS, ZEROS, called, is_value_preserving
-from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+from fxcompress.grid import broadcast
+from fxcompress.operators import VIEWS, ZEROS, called, channel_axis, is_value_preserving, weight_of
+from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE, is_blockwise
+
+LARGEST = 2**31 - 1
+"""What int32 holds, in which runtimes add."""
 
 
 def grid_of(gm: GraphModule, node: Any) -> Node | None:
@@ -85,3 +90,22 @@ def _tensors(node: Node) -> list[Any]:
         return [node.args[0]]
     first = node.args[0] if node.args else None
     return list(first) if isinstance(first, (list, tuple)) else [first]
+
+
+def adds_in_int32(gm: GraphModule, product: Node) -> bool:
+    """Whether a product of an integer weight, one scale a channel, and an input on a grid has sums that int32 holds."""
+    return not is_blockwise(weight_of(product)) and room_for_bias(gm, product) >= 0
+
+
+def room_for_bias(gm: GraphModule, product: Node) -> float:
+    """How large an integer bias may be for no sum of the product to leave int32, in which runtimes accumulate; negative
+    where the products alone leave it, as those of 16-bit integers do."""
+    integers, zeros = stored_integers(gm, product)
+    sums = (integers - zeros).movedim(channel_axis(product), 0).flatten(1).double().abs().sum(1)
+    return float(LARGEST - sums.max() * largest_input(gm, product)) if sums.numel() else float(LARGEST)
+
+
+def stored_integers(gm: GraphModule, product: Node) -> tuple[Tensor, Tensor]:
+    """A weight's integers and zero points, as int32 that broadcast."""
+    stored, zero = (tensor_at(gm, str(weight_of(product).args[i].target)).int() for i in (0, 2))
+    return stored, broadcast(zero, channel_axis(product) if zero.ndim else None, stored.ndim)

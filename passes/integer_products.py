@@ -12,7 +12,7 @@ from fxcompress.graph import drop_dead_code, insert_constants, replace, site, te
 from fxcompress.grid import broadcast
 from fxcompress.integer import INTEGER, needs_float64
 from fxcompress.operators import PRODUCTS, bias_of, channel_axis, is_activation_product, weight_of
-from fxcompress.placement import grid_of, largest_input
+from fxcompress.placement import adds_in_int32, grid_of, largest_input
 from fxcompress.qdq import DEQUANTIZE, is_blockwise
 
 
@@ -57,7 +57,7 @@ def _is_quantized(gm: GraphModule, node: Node) -> bool:
     if weight.target is not DEQUANTIZE or is_blockwise(weight) or grid_of(gm, node.args[0]) is None:
         return False
     bias = bias_of(node)
-    return bias is None or bias.target is DEQUANTIZE or bias.op == "get_attr"
+    return bias is None or bias.target is DEQUANTIZE
 
 
 def _replace(gm: GraphModule, product: Node) -> None:
@@ -68,9 +68,9 @@ def _replace(gm: GraphModule, product: Node) -> None:
     grid: Any = grid_of(gm, product.args[0])
     weight, weight_scale = _without_zero_point(gm, product), weight_of(product).args[1]
     bias_node = bias_of(product)
-    bias = bias_node.args[0] if bias_node is not None and bias_node.target is DEQUANTIZE else bias_node
+    is_integer = bias_node is not None and bias_node.target is DEQUANTIZE and adds_in_int32(gm, product)
+    bias = bias_node.args[0] if is_integer else bias_node
     input_scale = grid.args[1]
-    is_integer = bias is not None and bias is not bias_node
     bias_values = tensor_at(gm, str(bias.target)) if is_integer else None
     wide = needs_float64(
         tensor_at(gm, str(weight.target)), bias_values, channel_axis(product), largest_input(gm, product)

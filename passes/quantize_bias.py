@@ -13,10 +13,8 @@ from fxcompress.graph import insert_constants, insert_function_before, site, ten
 from fxcompress.grid import broadcast
 from fxcompress.integer import per_output_channel
 from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_product, weight_of
-from fxcompress.placement import grid_of, largest_input
-from fxcompress.qdq import DEQUANTIZE, is_blockwise
-
-LARGEST = 2**31 - 1
+from fxcompress.placement import LARGEST, adds_in_int32, grid_of, room_for_bias, stored_integers
+from fxcompress.qdq import DEQUANTIZE
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,11 @@ class QuantizeBias:
              %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias_1)
 
     Requires: weights and activations are frozen.
-    Leaves alone: products whose input lies on no grid, whose weight is float or has scales for blocks, or whose sums
-              leave int32 without the bias, as those of 16-bit integers do: their bias stays float.
+    Products with scales for blocks, and those whose sums leave int32 without the bias, as those of 16-bit integers do, are
+    computed in float: their bias gets a grid of its own, fine enough for its largest value. (A float bias between
+    quantized operands would be put on the grid of the sums by ONNX Runtime, where it may saturate.)
+
+    Leaves alone: products whose input lies on no grid or whose weight is float.
     """
 
     name: ClassVar[str] = "quantize-bias"
@@ -56,45 +57,38 @@ def _has_float_bias(gm: GraphModule, product: Node) -> bool:
         return False
     bias = bias_of(product)
     weight = weight_of(product)
-    if weight.target is not DEQUANTIZE or is_blockwise(weight) or grid_of(gm, input_of(product)) is None:
+    if weight.target is not DEQUANTIZE or grid_of(gm, input_of(product)) is None:
         return False
-    return isinstance(bias, Node) and bias.op == "get_attr" and _room(gm, product) >= 0
+    return isinstance(bias, Node) and bias.op == "get_attr"
 
 
 def _quantize_bias(gm: GraphModule, product: Node) -> None:
+    if not adds_in_int32(gm, product):
+        _store(gm, product, tensor_at(gm, str(bias_of(product).target)).detach(), None)
+        return
     input_scale = tensor_at(gm, str(grid_of(gm, product.args[0]).args[1].target))  # type: ignore[union-attr]
     bias = tensor_at(gm, str(bias_of(product).target)).detach()
     scale = _weight_scale_that_fits(gm, product, bias, input_scale)
     bias_scale = (input_scale * per_output_channel(scale, len(bias))).clamp(min=torch.finfo(torch.float32).tiny)
     bias_scale = bias_scale.expand_as(bias).clone()
-    constants = {
-        "bias_integers": torch.round(bias.double() / bias_scale.double()).clamp(-LARGEST, LARGEST).to(torch.int32),
-        "bias_scale": bias_scale,
-    }
-    nodes = insert_constants(gm, product, site(product), constants)
+    _store(gm, product, bias, bias_scale)
+
+
+def _store(gm: GraphModule, product: Node, bias: Tensor, scale: Tensor | None) -> None:
+    """Store `bias` as int32 on a grid of this scale; None: of its own, fine enough for its largest value."""
+    if scale is None:
+        scale = (bias.abs().amax() / 2**30).clamp(min=torch.finfo(torch.float32).tiny).expand_as(bias).clone()
+    integers = torch.round(bias.double() / scale.double()).clamp(-LARGEST, LARGEST).to(torch.int32)
+    nodes = insert_constants(gm, product, site(product), {"bias_integers": integers, "bias_scale": scale})
     dequantized = insert_function_before(gm, product, DEQUANTIZE, (*nodes, None, 0), f"{product.name}_bias")
     product.args = (*product.args[:2], dequantized, *product.args[3:])
     product.kwargs = {k: v for k, v in product.kwargs.items() if k != "bias"}
 
 
-def _room(gm: GraphModule, product: Node) -> float:
-    """How large an integer bias may be for no sum of the product to leave int32, in which runtimes accumulate; negative
-    where the products alone leave it, as those of 16-bit integers do."""
-    integers, zeros = _integers(gm, product)
-    sums = (integers - zeros).movedim(channel_axis(product), 0).flatten(1).double().abs().sum(1)
-    return float(LARGEST - sums.max() * largest_input(gm, product)) if sums.numel() else float(LARGEST)
-
-
-def _integers(gm: GraphModule, product: Node) -> tuple[Tensor, Tensor]:
-    """A weight's integers and zero points, as int32 that broadcast."""
-    stored, zero = (tensor_at(gm, str(weight_of(product).args[i].target)).int() for i in (0, 2))
-    return stored, broadcast(zero, channel_axis(product) if zero.ndim else None, stored.ndim)
-
-
 def _weight_scale_that_fits(gm: GraphModule, product: Node, bias: Tensor, input_scale: Tensor) -> Tensor:
     weight = weight_of(product)
-    (integers, zeros), scale = _integers(gm, product), tensor_at(gm, str(weight.args[1].target))
-    least = bias.double().abs() / (input_scale.double() * max(_room(gm, product), 1.0)) * (1 + 2.0**-20)
+    (integers, zeros), scale = stored_integers(gm, product), tensor_at(gm, str(weight.args[1].target))
+    least = bias.double().abs() / (input_scale.double() * max(room_for_bias(gm, product), 1.0)) * (1 + 2.0**-20)
     least = least.view(-1, len(scale)).amax(0) if scale.ndim else least.amax()
     if not bool((scale < least).any()):
         return scale

@@ -444,3 +444,13 @@ def test_repeated_float_functions_export(tmp_path: Path) -> None:
         net(torch.randn(4, 6))
         net.schedule.step()
     assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+
+
+def test_a_large_bias_of_16_bit_products_is_not_saturated(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    with torch.no_grad():
+        model[2].bias.copy_(torch.tensor([5.0, -5.0, 0.5, 0.0]))
+    rule = {"op": "quantize", "target": ["weight", "activation"], "bits": 16, "first_last_bits": 16}
+    found = fxc.export_onnx(trained({"rules": [rule]}, model), tmp_path / "net.onnx")
+    assert found.ok
+    assert max(found.outputs[0].largest) <= 64  # of 65536 steps

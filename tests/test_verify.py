@@ -195,7 +195,7 @@ def test_sums_that_leave_int32_are_a_bias_overflow(exact: Any, tmp_path: Path) -
 
 
 def test_a_net_whose_own_bias_leaves_no_room_is_not_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxcompress.passes.quantize_bias._room", lambda gm, product: float(2**31 - 1))
+    monkeypatch.setattr("fxcompress.passes.quantize_bias.room_for_bias", lambda gm, product: float(2**31 - 1))
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1))
     with torch.no_grad():
         model[0].weight.copy_(model[0].weight.abs() * 3e-6)
