@@ -1,0 +1,36 @@
+"""A virtual environment for each peer, made once in a folder that the user names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+TORCH = "torch==2.13.0+cpu"
+PACKAGES = {
+    "torch.ao": (TORCH, "numpy", "pillow"),
+    "NNCF": (TORCH, "nncf==3.4.0", "onnx", "onnxruntime==1.32.0", "pillow"),
+    "ONNX Runtime": (TORCH, "onnx", "onnxruntime==1.32.0", "sympy", "pillow"),
+}
+
+
+def python_of(method: str, folder: Path) -> str:
+    """The interpreter that runs a method: this one for ours and float, else one with what the peer needs.
+
+    Raises RuntimeError with the last line of what pip says if that cannot be installed.
+    """
+    if method not in PACKAGES:
+        return sys.executable
+    home = folder.resolve() / method.replace(" ", "-").lower()
+    python, stamp = home / "bin/python", home / "installed.txt"
+    wanted = "\n".join(PACKAGES[method])
+    if not stamp.exists() or stamp.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES[method]],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"not installed: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}")
+        stamp.write_text(wanted)
+    return str(python)
