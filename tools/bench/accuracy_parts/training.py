@@ -35,7 +35,7 @@ class Recipe:
 
 RECIPES = {
     "resnet20": Recipe(100, 128, 0.01, adam=False, distill=False),
-    "efficientnet_lite0": Recipe(40, 16, 1e-4, adam=True, distill=True),
+    "efficientnet_lite0": Recipe(24, 16, 3e-4, adam=True, distill=True),
 }
 
 
