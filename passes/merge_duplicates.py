@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
@@ -34,8 +32,7 @@ QDQ = {DEQUANTIZE, GLOBAL_AVERAGE_POOL, QUANTIZE_DEQUANTIZE}
 PURE = NUMERIC | {
     torch.zeros, torch.ones, torch.full, torch.arange, torch.zeros_like, torch.ones_like, torch.full_like, "new_zeros",
     "new_ones", getattr, "size", "dim", torch.sub, torch.div, torch.exp, torch.pow, torch.sqrt, torch.rsqrt, torch.mean,
-    "mean", torch.sigmoid, F.sigmoid, torch.tanh, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.layer_norm, F.embedding,
-    nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LayerNorm, "unflatten", "expand",
+    "mean", torch.sigmoid, torch.tanh, "unflatten", "expand",
 }  # fmt: skip
 """Operators that runtimes compute in float, and what makes tensors and shapes."""
 REPEATABLE = (
@@ -52,7 +49,9 @@ REPEATABLE = (
     | set(BATCH_NORMS)
     | QDQ
 )
-"""Operators known to yield the same for the same inputs in evaluation."""
+"""Operators known to yield the same for the same inputs in evaluation, besides what `torch.nn` has."""
+_LIBRARY = ("torch.nn.modules.", "torch.nn.functional", "torch._C._nn")
+_DRAWS = ("dropout", "fractional", "rrelu", "gumbel")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,14 @@ def _key(gm: GraphModule, node: Node) -> Any:
 
 def _is_repeatable(gm: GraphModule, node: Node) -> bool:
     """Whether `node` is known to yield the same for the same inputs: it draws nothing and keeps no state."""
-    return called(gm, node) in REPEATABLE and node.op in ("call_function", "call_method", "call_module")
+    what = called(gm, node)
+    return what is not None and (what in REPEATABLE or _is_of_library(what))
+
+
+def _is_of_library(what: Any) -> bool:
+    """Whether `what` is a function or a module class of `torch.nn` that draws nothing in evaluation."""
+    home, name = str(getattr(what, "__module__", "")), str(getattr(what, "__name__", "")).lower()
+    return home.startswith(_LIBRARY) and not any(word in name for word in _DRAWS)
 
 
 def _content(gm: GraphModule, node: Node) -> Any:

@@ -102,6 +102,17 @@ def test_merges_constants_that_are_read_twice() -> None:
     assert not run(gm, [MergeDuplicates()])
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.LeakyReLU(0.1), nn.Softplus(), nn.GroupNorm(1, 3)], ids=lambda m: type(m).__name__
+)
+def test_merges_a_module_called_twice(layer: nn.Module) -> None:
+    gm = evaluated(lambda m, x: m.layer(x) * m.layer(x), layer)
+    expected = gm(image())
+    assert run(gm, [MergeDuplicates()])
+    assert render(gm).count("= layer:") == 1
+    assert torch.equal(gm(image()), expected)
+
+
 def test_leaves_alone_what_differs_in_an_argument() -> None:
     gm = evaluated(lambda m, x: x.flatten(1).sum() * x.flatten(2).sum())
     check_unchanged(gm, MergeDuplicates(), DIFFERENT)
