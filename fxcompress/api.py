@@ -16,13 +16,16 @@ from torch.fx import GraphModule
 from fxcompress.assign import Assignment, assign
 from fxcompress.calls import bind
 from fxcompress.capture import capture
+from fxcompress.channel_rules import channel_rules
 from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION, has_module, modules_of_type
+from fxcompress.groups import Masked
 from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
     Canonicalize,
     PruneActivations,
+    PruneChannels,
     PruneWeights,
     QuantizeActivations,
     QuantizeGates,
@@ -113,12 +116,14 @@ def _compressed(
     net = captured_net(model, inputs)
     sites = sites_for(TARGETS[target], net.views())
     assignment = assign(spec, list(sites.values()))
-    net.rewrite_more = _RewriteMore(assignment, insert_compression(net, assignment, target=target), target)
+    channels = channel_rules(net, assignment)
+    leaders = insert_compression(net, assignment, channels.masked, target=target)
+    net.rewrite_more = _RewriteMore(assignment, channels.masked, leaders, target)
     net.spec = spec
-    events = [event for phase in phases for event in _events(net, assignment, phase, sites)]
+    events = [event for phase in phases for event in (*_events(net, assignment, phase, sites), *channels.events(phase))]
     events.sort(key=lambda event: event.step)
     notes = (*_island_notes(net), *notes_on(spec, TARGETS[target]), *_notes(assignment, sites))
-    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes)
+    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, channels.units)
     return net
 
 
@@ -131,14 +136,18 @@ def captured_net(model: nn.Module, inputs: Mapping[str, Any], after: Hook | None
 
 
 def insert_compression(
-    net: CompressedModule, assignment: Assignment, after: Hook | None = None, target: str = "onnxruntime"
+    net: CompressedModule,
+    assignment: Assignment,
+    channels: Masked,
+    after: Hook | None = None,
+    target: str = "onnxruntime",
 ) -> Mapping[str, str]:
     """Run the passes that insert pruners and quantizers on all graphs of `net`; then concatenations share scales.
 
     Returns which quantizer serves which.
     """
     for gm in net.each_variant():
-        run(gm, compression_passes(gm, assignment, TARGETS[target]), after)
+        run(gm, compression_passes(gm, assignment, channels, TARGETS[target]), after)
     leaders = find_leaders(net.views())
     for gm in net.each_variant():
         run(gm, [ShareScales(leaders)], after)
@@ -152,21 +161,23 @@ class _RewriteMore:
     """Rewrites a graph that is captured later, with the pruners and quantizers that are there."""
 
     assignment: Assignment
+    channels: Masked
     leaders: Mapping[str, str]
     target: str
 
     def __call__(self, net: CompressedModule, gm: GraphModule) -> None:
-        passes = compression_passes(gm, self.assignment, TARGETS[self.target])
+        passes = compression_passes(gm, self.assignment, self.channels, TARGETS[self.target])
         run(gm, [Canonicalize(), *passes, ShareScales(self.leaders)])
         _drop_uncalled(net)
 
 
-def compression_passes(gm: GraphModule, assignment: Assignment, target: Target) -> list[Pass]:
+def compression_passes(gm: GraphModule, assignment: Assignment, channels: Masked, target: Target) -> list[Pass]:
     """The passes that insert what the rules assign, pruners first: `q(p(x))`."""
     sites = find_sites(gm)
     weights = [s.name for s in sites if s.kind == "weight"]
     activations = [s.name for s in sites if s.kind == "activation"]
     passes: list[Any] = [
+        *([PruneChannels(channels)] if channels.parameters else []),
         PruneWeights(assignment.prunes("weight", weights)),
         PruneActivations(assignment.prunes("activation", activations)),
         QuantizeWeights(assignment.quantizes("weight", weights), target),
@@ -187,6 +198,8 @@ def _drop_uncalled(net: CompressedModule) -> None:
 
 def _events(net: CompressedModule, assignment: Assignment, phase: Phase, sites: Mapping[str, Site]) -> Iterator[Event]:
     rule, kind = phase.rule, phase.target
+    if isinstance(rule, Prune) and rule.by_channel and kind == "weight":
+        return  # its events act on groups of channels
     names = [name for name, index in assignment.rules[rule.op, kind].items() if index == phase.rule_index]
     suffix = "pruner" if isinstance(rule, Prune) else "quantizer"
     for position, step in enumerate(phase.steps):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fxcompress.errors import SpecError
+from fxcompress.groups import Group
 from fxcompress.operators import shape_of
 from fxcompress.rules import Prune, Quantize
 from fxcompress.sites import Kind, Site
@@ -20,8 +21,47 @@ class Assignment:
     rules: Mapping[tuple[str, Kind], Mapping[str, int]]
 
     def prunes(self, kind: Kind, names: Iterable[str]) -> dict[str, Prune]:
-        """The prune rules of those of `names` that have one."""
-        return {name: rule for name, rule in self._of("prune", kind, names) if isinstance(rule, Prune)}
+        """The rules that prune those of `names` each by itself."""
+        chosen = self._of("prune", kind, names)
+        return {name: r for name, r in chosen if isinstance(r, Prune) and not (kind == "weight" and r.by_channel)}
+
+    def channel_groups(self, groups: Iterable[Group]) -> dict[int, list[Group]]:
+        """By rule (its index), the groups of channels that it prunes: those all of whose weights it selects.
+
+        Raises SpecError if a rule for channels prunes none.
+        """
+        chosen = self.rules["prune", "weight"]
+        rules = {i for i in chosen.values() if self._rule(i).by_channel}
+        found: dict[int, list[Group]] = {index: [] for index in sorted(rules)}
+        split: dict[int, tuple[Group, list[str]]] = {}
+        for group in groups:
+            of = {chosen.get(weight, -1) for weight in group.weights}
+            for index in of & rules:
+                if of == {index}:
+                    found[index].append(group)
+                else:
+                    split.setdefault(index, (group, [w for w in group.weights if chosen.get(w) != index]))
+        for index, mine in found.items():
+            if not mine:
+                raise SpecError(self._prunes_no_channel(index, split.get(index)))
+        return found
+
+    def _rule(self, index: int) -> Prune:
+        rule = self.spec.rules[index]
+        assert isinstance(rule, Prune)
+        return rule
+
+    def _prunes_no_channel(self, index: int, split: tuple[Group, list[str]] | None) -> str:
+        if split is None:
+            why = "the channels of all weights it selects are outputs of the model, or are mixed by what reads them"
+            fix = "select others with 'match', or write pattern: unstructured"
+        else:
+            group, others = split
+            mine = [w for w in group.weights if w not in others]
+            theirs = ", ".join(map(repr, others[:5]))
+            why = f"the channels of '{mine[0]}' go with those of {theirs}, which it does not select"
+            fix = "select all of them, or leave all out"
+        return f"rule {index + 1} '{self.spec.rules[index]}' can prune no channels: {why}; {fix}"
 
     def quantizes(self, kind: Kind, names: Iterable[str]) -> dict[str, Quantize]:
         """The quantize rules of those of `names` that have one."""

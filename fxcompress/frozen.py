@@ -14,6 +14,7 @@ from fxcompress.passes import (
     FlattenProducts,
     FoldBatchNorm,
     FoldConstants,
+    FoldMasks,
     Freeze,
     IntegerProducts,
     LinearizeProducts,
@@ -29,7 +30,7 @@ from fxcompress.pipeline import Hook, Pass, run
 
 _FROZEN: tuple[Pass, ...] = (
     RemoveDisabled(), RemoveNeutral(), LinearizeProducts(), FoldConstants(), Freeze(), RearrangeWeights(),
-    FoldBatchNorm(), ConvolveBatchNorm(), QuantizeBias(),
+    FoldBatchNorm(), ConvolveBatchNorm(), FoldMasks(), QuantizeBias(),
 )  # fmt: skip
 """A trained net's way to constants."""
 

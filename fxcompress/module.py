@@ -37,6 +37,7 @@ class CompressedModule(GraphModule):
     schedule: Any
     spec: Any
     rewrite_more: Any
+    removals: list[dict[str, list[int]]]
     _islands: dict[str, Island]
     _regions: dict[str, list[Variant]]
     _forwards: dict[int, Callable[..., Any]]
@@ -57,6 +58,7 @@ class CompressedModule(GraphModule):
         self.training = root.training
         self.__dict__["_written"] = root
         self.rewrite_more = None
+        self.removals = []
         self._islands = dict(captured.islands)
         self._regions = {path: list(variants) for path, variants in captured.regions.items()}
         for path in self._regions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Pruner(nn.Module):
         """`x` with zeros where the mask has them once enabled, `x` itself before. Raises InputError on another size."""
         if not self.is_enabled and not (self.observing and self.training):
             return x
-        if self.of_activation and x.shape[1:] != self.mask.shape:
+        if self.of_activation and x.shape[1:] != self.mask.shape and self.mask.numel() != len(self.mask):
             raise InputError(
                 f"an activation of shape {tuple(x.shape[1:])} per sample reached a mask of shape "
                 f"{tuple(self.mask.shape)}; call the net with inputs of the size of the example inputs, or prune "
@@ -53,6 +54,10 @@ class Pruner(nn.Module):
         on."""
         magnitude = self.magnitude if weight is None else weight.detach().abs()
         self.mask.copy_(kept(magnitude, sparsity))
+        self.enable()
+
+    def enable(self) -> None:
+        """Multiply by the mask from now on."""
         self.enabled.fill_(True)
         self.is_enabled = True
 
@@ -60,6 +65,15 @@ class Pruner(nn.Module):
         """Forget the observed magnitudes."""
         if self.of_activation:
             self.magnitude.zero_()
+
+    def cuts(self, kept: Sequence[Tensor | None]) -> dict[str, dict[int, Tensor]]:
+        """By name of a buffer and axis the places that stay, where those along each axis of the tensor are `kept`."""
+        axes = dict(enumerate(kept[1:] if self.of_activation else kept))
+        return {
+            name: {a: stay for a, stay in axes.items() if stay is not None and buffer.shape[a] == len(stay)}
+            for name, buffer in self.named_buffers()
+            if buffer.ndim == len(axes)
+        }
 
     @property
     def has_observed(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +152,16 @@ class Quantizer(nn.Module):
         """Forget what was observed."""
         if self.observer is not None:
             self.observer.reset()
+
+    def cuts(self, kept: Sequence[Tensor | None]) -> dict[str, dict[int, Tensor]]:
+        """By name of a tensor and axis the places that stay, where those along each axis of the weight are `kept`."""
+        if self.of_activation or (self.axis is None and not self.plan.block):
+            return {}
+        along = dict(enumerate(kept)) if self.plan.block else {0: kept[self.axis or 0]}
+        if self.plan.block and (inputs := along[1]) is not None:
+            along[1] = inputs.view(-1, self.plan.block).all(1)
+        axes = {axis: stay for axis, stay in along.items() if stay is not None}
+        return {name: axes for name in ("scale", "zero_point", "offset") if hasattr(self, name)}
 
     @property
     def has_observed(self) -> bool:

@@ -61,7 +61,9 @@ class Prune(Rule):
 
     op: Literal["prune"] = Field("prune", description="'prune': the kind of rule")
     sparsity: Share = Field(description="a number from 0 to 1: the share of entries that are zero in the end")
-    pattern: Literal["unstructured"] = Field("unstructured", description="'unstructured': which entries go together")
+    pattern: Literal["unstructured", "channel"] = Field(
+        "unstructured", description="'unstructured' or 'channel': which entries go together"
+    )
     end: Time = Field(None, description="a step or a percentage such as 64%: when the last event of the ramp acts")
     ramp: Literal["cubic", "one-shot"] = Field("cubic", description="'cubic' or 'one-shot': how sparsity rises")
     steps: Count = Field(4, description="a whole number, 1 or more: events of the ramp")
@@ -73,6 +75,11 @@ class Prune(Rule):
     if TYPE_CHECKING:
 
         def __init__(self, **fields: Any) -> None: ...
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether whole channels go."""
+        return self.pattern == "channel"
 
     def levels(self) -> tuple[float, ...]:
         """The sparsity after each event: s (1 - (1 - k/n)^3) for k = 1..n (Zhu & Gupta 2017), `sparsity` at last."""

@@ -15,6 +15,7 @@ from fxcompress.constants import evaluate
 from fxcompress.dryrun import observe_only
 from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION
+from fxcompress.groups import ChannelUnit
 from fxcompress.module import CompressedModule
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
@@ -34,6 +35,7 @@ class Schedule:
     example_inputs: Mapping[str, Any] = field(repr=False)
     target: str
     notes: tuple[str, ...] = ()
+    channels: Mapping[str, ChannelUnit] = field(default_factory=dict, repr=False)
     steps: int = 0
     _optimizer: Any = field(default=None, repr=False)
 
@@ -85,6 +87,12 @@ class Schedule:
             # Decay would pull scales towards zero.
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
         optimizer.register_step_post_hook(self._after_step)
+
+    @property
+    def attached(self) -> torch.optim.Optimizer | None:
+        """The optimizer whose steps move the schedule, if any."""
+        optimizer: torch.optim.Optimizer | None = self._optimizer
+        return optimizer
 
     def restore(self, steps: int) -> None:
         """Continue after `steps` completed steps; the pruners and quantizers hold the rest of the state."""
@@ -152,6 +160,10 @@ class Schedule:
             self._apply(event, weights)
 
     def _apply(self, event: Event, weights: Mapping[str, Any]) -> None:
+        if event.path in self.channels:
+            unit = self.channels[event.path]
+            unit.prune(self.net, event.value, {path: evaluate(self.net, weights[path]) for path in unit.weights})
+            return
         module = self.net.get_submodule(event.path)
         weight = evaluate(self.net, weights[event.path]) if event.kind == "weight" else None
         if isinstance(module, Pruner):

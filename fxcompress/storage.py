@@ -17,6 +17,7 @@ from fxcompress.calls import bind
 from fxcompress.errors import ExportError
 from fxcompress.files import whole, writable
 from fxcompress.module import CompressedModule
+from fxcompress.shrinking import repeat
 from fxcompress.spec import Spec
 
 FORM = "fxcompress-1"
@@ -50,6 +51,7 @@ def save(net: CompressedModule, path: str | os.PathLike[str]) -> None:
         "target": net.schedule.target,
         "aliases": json.dumps(aliases),
         "inputs": json.dumps(inputs),
+        "removals": json.dumps(net.removals),
     }
     with whole(target) as file:
         save_file(tensors, file, about)
@@ -74,6 +76,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
         inputs = {name: _from_json(value, tensors) for name, value in stored.items()}
     spec = Spec.parse(about["spec"])
     net = compressed(model, spec, inputs, json.loads(about["total_steps"]), about["target"])
+    repeat(net, json.loads(about.get("removals", "[]")))
     state = {k.removeprefix(_STATE): v for k, v in tensors.items() if k.startswith(_STATE)}
     state |= {name: state[other] for name, other in json.loads(about["aliases"]).items()}
     try:

@@ -5,6 +5,7 @@ from fxcompress.passes.convolve_batchnorm import ConvolveBatchNorm as ConvolveBa
 from fxcompress.passes.flatten_products import FlattenProducts as FlattenProducts
 from fxcompress.passes.fold_batchnorm import FoldBatchNorm as FoldBatchNorm
 from fxcompress.passes.fold_constants import FoldConstants as FoldConstants
+from fxcompress.passes.fold_masks import FoldMasks as FoldMasks
 from fxcompress.passes.freeze import Freeze as Freeze
 from fxcompress.passes.integer_products import IntegerProducts as IntegerProducts
 from fxcompress.passes.linearize_products import LinearizeProducts as LinearizeProducts
@@ -12,6 +13,7 @@ from fxcompress.passes.lower_to_qdq import LowerToQdq as LowerToQdq
 from fxcompress.passes.merge_duplicates import MergeDuplicates as MergeDuplicates
 from fxcompress.passes.move_activations import MoveActivations as MoveActivations
 from fxcompress.passes.prune_activations import PruneActivations as PruneActivations
+from fxcompress.passes.prune_channels import PruneChannels as PruneChannels
 from fxcompress.passes.prune_weights import PruneWeights as PruneWeights
 from fxcompress.passes.quantize_activations import QuantizeActivations as QuantizeActivations
 from fxcompress.passes.quantize_bias import QuantizeBias as QuantizeBias
@@ -21,3 +23,4 @@ from fxcompress.passes.rearrange_weights import RearrangeWeights as RearrangeWei
 from fxcompress.passes.remove_disabled import RemoveDisabled as RemoveDisabled
 from fxcompress.passes.remove_neutral import RemoveNeutral as RemoveNeutral
 from fxcompress.passes.share_scales import ShareScales as ShareScales
+from fxcompress.passes.shrink_shapes import ShrinkShapes as ShrinkShapes

@@ -61,6 +61,19 @@ class ConvBnRelu(nn.Module):
         return self.relu(self.bn(self.conv(x)))
 
 
+class ConvBnConv(nn.Module):
+    """Two convolutions with a batch norm between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bn(self.conv(x)))
+
+
 class Residual(nn.Module):
     """A convolution, in place added to its input."""
 

@@ -16,7 +16,7 @@ from fxcompress import errors
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "CompressedModule", "Prune", "Quantize", "Spec", "calibrate", "compress", "export_onnx", "freeze", "load", "report",
-    "save", "verify",
+    "save", "shrink", "verify",
 ]  # fmt: skip
 LEAVES = [
     "capture", "errors", "graph", "grid", "module", "notation", "operators", "pipeline", "pruner", "quantizer",

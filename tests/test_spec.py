@@ -225,7 +225,7 @@ def test_errors_are_of_the_library_and_not_of_pydantic() -> None:
         ({"steps": 0}, "'steps' is 0; it must be a whole number, 1 or more"),
         ({"window": True}, "'window' is True; it must be a whole number, 1 or more"),
         ({"ramp": "cubik"}, "'ramp' is 'cubik'; did you mean 'cubic'? it must be 'cubic' or 'one-shot'"),
-        ({"pattern": "x"}, "'pattern' is 'x'; it must be 'unstructured'"),
+        ({"pattern": "x"}, "'pattern' is 'x'; it must be 'unstructured' or 'channel'"),
         ({"criterion": None}, "'criterion' is None; it must be 'magnitude'"),
         ({"op": "quantize"}, "'op' is 'quantize'; it must be 'prune'"),
         ({"start": 0.4}, "'start' is 0.4; write '40%' for a share of training, or a whole number for a step"),

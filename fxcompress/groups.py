@@ -1,0 +1,136 @@
+"""Groups of channels that rules prune: of the same weights, each channel going with those it is tied to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxcompress.graph import COMPRESSION
+from fxcompress.labels import FIXED, Channels, unique
+from fxcompress.pruner import kept
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels of one or more weights that are pruned in the same way.
+
+    Channel k is, in every tensor, what has the k-th of `roots` as its label: one row of a weight, several (a head of
+    attention), or one in each of many weights (along a residual stream).
+    """
+
+    weights: tuple[str, ...]
+    roots: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The group goes by its first weight's name."""
+        return self.weights[0]
+
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """Which channel a label (its root) is."""
+        return {root: k for k, root in enumerate(self.roots)}
+
+    def __str__(self) -> str:
+        others = len(self.weights) - 1
+        return f"{self.weights[0]} and {others} more" if others else self.weights[0]
+
+    def channels_at(self, channels: Channels, labels: Tensor) -> Tensor:
+        """For each of `labels` its channel in this group, -1 where it is none of them."""
+        each, where = unique(channels.unions.roots(labels))
+        return torch.tensor([self.place.get(root, -1) for root in each.tolist()])[where]
+
+
+def find_groups(channels: Channels) -> list[Group]:
+    """All channels that may be pruned, as groups with the same weights.
+
+    Channels stay that are outputs of the model, that something mixes (layer norm, softmax), or that a product reads
+    although masking does not make them zero (behind a sigmoid).
+    """
+    leaking = {r for labels in channels.leaking for r in channels.unions.roots(labels).tolist()}
+    weights: dict[int, list[str]] = {}
+    for path, axis in channels.producers.items():
+        for root in dict.fromkeys(channels.unions.roots(channels.axes[path, axis]).tolist()):
+            if root != FIXED and root not in leaking:
+                weights.setdefault(root, []).append(path)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for root, paths in weights.items():
+        groups.setdefault(tuple(paths), []).append(root)
+    return [Group(paths, tuple(roots)) for paths, roots in groups.items()]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The tensors that get a mask for channels: parameters by path with the axis and its length, normalizations by
+    path with their number of channels."""
+
+    parameters: Mapping[str, tuple[int, int]]
+    norms: Mapping[str, int]
+
+
+def masked_by(channels: Channels, groups: Iterable[Group]) -> Masked:
+    """Everything that keeps a channel of these groups from being zero: weights, what is added, normalizations."""
+    roots = torch.tensor(sorted({root for group in groups for root in group.roots}), dtype=torch.int64)
+
+    def has(labels: Tensor) -> bool:
+        return bool(torch.isin(channels.unions.roots(labels), roots).any())
+
+    stored = {**channels.producers, **channels.constants}
+    lengths = {path: (axis, len(channels.axes[path, axis])) for path, axis in stored.items()}
+    parameters = {path: place for path, place in lengths.items() if has(channels.axes[path, place[0]])}
+    return Masked(parameters, {path: len(labels) for path, labels in channels.norms.items() if has(labels)})
+
+
+@dataclass(frozen=True)
+class ChannelUnit:
+    """What one event prunes together: the channels of a group, in the masks of everything that has them.
+
+    `channels` gives, for each place of the mask of a pruner (by path), which channel it belongs to, -1 for none;
+    `weights` are the pruners whose weights decide.
+    """
+
+    channels: Mapping[str, Tensor]
+    weights: Mapping[str, int]
+    size: int
+
+    def prune(self, net: nn.Module, sparsity: float, values: Mapping[str, Tensor]) -> None:
+        """Choose the channels of least norm: of each weight, relative to its mean channel, and summed over weights.
+
+        `values` are the weights, by the path of their pruners.
+        """
+        stay = kept(self._scores(values), sparsity)
+        for path, channels in self.channels.items():
+            pruner: Any = net.get_submodule(path)
+            places = channels.to(pruner.mask.device)
+            of_group = places >= 0
+            pruner.mask.view(-1)[of_group] = stay.to(places.device)[places[of_group]]
+            pruner.enable()
+
+    def _scores(self, values: Mapping[str, Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for path, axis in self.weights.items():
+            norms = values[path].detach().float().movedim(axis, 0).flatten(1).square().sum(1)
+            places = self.channels[path].to(norms.device)
+            squares = torch.zeros(self.size, device=norms.device)
+            squares.index_add_(0, places[places >= 0], norms[places >= 0])
+            score = squares.sqrt()
+            score = score / score.mean().clamp(min=torch.finfo(torch.float32).tiny)
+            total = score if total is None else total + score.to(total.device)
+        assert total is not None
+        return total
+
+
+def units(channels: Channels, groups: Iterable[Group]) -> Iterator[ChannelUnit]:
+    """What an event of each group acts on."""
+    stored = {**channels.producers, **channels.constants}
+    places = {f"{COMPRESSION}.{path}_pruner": channels.axes[path, axis] for path, axis in stored.items()}
+    places |= {f"{COMPRESSION}.{path}_channels": labels for path, labels in channels.norms.items()}
+    for group in groups:
+        at = {path: group.channels_at(channels, labels) for path, labels in places.items()}
+        weights = {f"{COMPRESSION}.{path}_pruner": channels.producers[path] for path in group.weights}
+        yield ChannelUnit({p: c for p, c in at.items() if bool((c >= 0).any())}, weights, len(group.roots))
