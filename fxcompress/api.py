@@ -123,7 +123,7 @@ def _compressed(
     events = [event for phase in phases for event in (*_events(net, assignment, phase, sites), *channels.events(phase))]
     events.sort(key=lambda event: event.step)
     notes = (*_island_notes(net), *notes_on(spec, TARGETS[target]), *_notes(assignment, sites))
-    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, channels.units)
+    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, channels.units, channels.left_alone)
     return net
 
 

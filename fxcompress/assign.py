@@ -25,13 +25,18 @@ class Assignment:
         chosen = self._of("prune", kind, names)
         return {name: r for name, r in chosen if isinstance(r, Prune) and not (kind == "weight" and r.by_channel)}
 
+    @property
+    def by_channel(self) -> set[int]:
+        """The rules, by index, that prune channels of weights."""
+        return {i for i in self.rules["prune", "weight"].values() if self._rule(i).by_channel}
+
     def channel_groups(self, groups: Iterable[Group]) -> dict[int, list[Group]]:
         """By rule (its index), the groups of channels that it prunes: those all of whose weights it selects.
 
         Raises SpecError if a rule for channels prunes none.
         """
         chosen = self.rules["prune", "weight"]
-        rules = {i for i in chosen.values() if self._rule(i).by_channel}
+        rules = self.by_channel
         found: dict[int, list[Group]] = {index: [] for index in sorted(rules)}
         split: dict[int, tuple[Group, list[str]]] = {}
         for group in groups:

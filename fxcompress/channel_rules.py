@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fxcompress.assign import Assignment
@@ -21,6 +21,7 @@ class ChannelRules:
     masked: Masked
     units: Mapping[str, ChannelUnit]
     groups: Mapping[int, Mapping[str, Group]]
+    left_alone: Mapping[str, str]
 
     def events(self, phase: Phase) -> Iterator[Event]:
         """The events of one rule's phase on channels; none for other rules."""
@@ -38,10 +39,28 @@ def channel_rules(net: CompressedModule, assignment: Assignment) -> ChannelRules
     Raises SpecError if a rule for channels prunes none.
     """
     if not any(isinstance(rule, Prune) and rule.by_channel for rule in assignment.spec.rules):
-        return ChannelRules(Masked({}, {}), {}, {})
+        return ChannelRules(Masked({}, {}), {}, {}, {})
     channels = find_channels(net.views())
     by_rule = assignment.channel_groups(find_groups(channels))
     groups = {index: {f"channels {index} {k}": g for k, g in enumerate(mine)} for index, mine in by_rule.items()}
     every = {path: group for mine in groups.values() for path, group in mine.items()}
     acting = dict(zip(every, units(channels, every.values()), strict=True))
-    return ChannelRules(masked_by(channels, every.values()), acting, groups)
+    left = _left_alone(assignment, find_groups(channels), every.values())
+    return ChannelRules(masked_by(channels, every.values()), acting, groups, left)
+
+
+def _left_alone(assignment: Assignment, groups: Iterable[Group], pruned: Iterable[Group]) -> dict[str, str]:
+    """Why weights that a rule for channels selects keep them all."""
+    done = {weight for group in pruned for weight in group.weights}
+    free = {weight: group for group in groups for weight in group.weights}
+    left = {}
+    for weight, index in assignment.rules["prune", "weight"].items():
+        if weight in done or index not in assignment.by_channel:
+            continue
+        others = [w for w in free[weight].weights if w != weight] if weight in free else []
+        left[weight] = (
+            f"its channels go with those of {', '.join(others[:3])}, which the rule does not select"
+            if others
+            else "its channels stay: they are outputs of the model, or what reads them mixes them"
+        )
+    return left

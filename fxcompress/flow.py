@@ -41,6 +41,7 @@ SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "ndimension", getattr
 ELEMENTWISE: frozenset[Any] = POINTWISE | {
     torch.abs, operator.neg, torch.neg, torch.exp, torch.sqrt, torch.clamp, "clamp", torch.erf, F.softplus, F.mish,
     F.leaky_relu, F.elu, F.selu, F.hardtanh, F.logsigmoid, F.softsign, torch.square, "square", "abs", "exp", "sqrt",
+    torch.rsqrt, "rsqrt", torch.reciprocal, "reciprocal", torch.log, torch.sin, torch.cos, torch.sign, "sign", "neg",
     torch.pow, operator.pow, "pow", nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Hardtanh,
     nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Threshold, nn.RReLU, nn.Softshrink, nn.Hardshrink, F.celu,
 }  # fmt: skip

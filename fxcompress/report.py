@@ -17,6 +17,7 @@ from fxcompress.operators import activation_inputs, is_constant, macs, shape_of,
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 from fxcompress.shortcuts import sites_for
+from fxcompress.shrinking import removable
 from fxcompress.sites import Site, find_sites, strip, weight_sources
 from fxcompress.tables import text_of
 from fxcompress.targets import TARGETS
@@ -26,8 +27,8 @@ FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class Row:
-    """One weight or activation of one sample. `bytes` counts dense elements at `bits`; `macs` and `bops` belong to
-    weights."""
+    """One weight or activation of one sample. `bytes` counts all elements at `bits`, `sparse_bytes` those that are not
+    zero and one bit for each element that tells which are; `macs` and `bops` belong to weights."""
 
     name: str
     kind: str
@@ -38,6 +39,16 @@ class Row:
     bops: float
     rewritten: bool
     reason: str
+
+    @property
+    def elements(self) -> float:
+        """How many elements the tensor has."""
+        return self.bytes * 8 / self.bits
+
+    @property
+    def sparse_bytes(self) -> float:
+        """Bytes of the elements that are not zero, and of a bit map."""
+        return self.bytes * (1 - self.sparsity) + self.elements / 8
 
 
 @dataclass(frozen=True)
@@ -62,11 +73,14 @@ class Report:
         for kind in ("weight", "activation"):
             rows = [r for r in self.rows if r.kind == kind]
             size = sum(r.bytes for r in rows)
-            elements = sum(r.bytes * 8 / r.bits for r in rows)
-            zeros = sum(r.sparsity * r.bytes * 8 / r.bits for r in rows) / max(elements, 1)
-            done = sum(r.rewritten for r in rows)
-            lines.append(f"{kind}s: {done} of {len(rows)} rewritten, {size / 1e6:.3f} MB, {100 * zeros:.1f} % zeros")
-        lines.append(f"BOPs: {sum(r.bops for r in self.rows):.4g}; footprint without zeros: {self.megabits():.3f} Mbit")
+            zeros = sum(r.sparsity * r.elements for r in rows) / max(sum(r.elements for r in rows), 1)
+            done, sparse = sum(r.rewritten for r in rows), sum(r.sparse_bytes for r in rows)
+            lines.append(
+                f"{kind}s: {done} of {len(rows)} rewritten, {size / 1e6:.3f} MB dense, {sparse / 1e6:.3f} MB without "
+                f"zeros (with a bit map), {100 * zeros:.1f} % zeros"
+            )
+        macs, bops = sum(r.macs for r in self.rows), sum(r.bops for r in self.rows)
+        lines.append(f"MACs: {macs:,}; BOPs: {bops:.4g}; footprint without zeros: {self.megabits():.3f} Mbit")
         if self.masks_bytes:
             lines.append(
                 f"masks on activations: {self.masks_bytes / 1e6:.3f} MB in the exported file and one integer "
@@ -81,7 +95,7 @@ class Report:
 
 def report(net: CompressedModule) -> Report:
     """Print and return what stands where in `net` as it is now."""
-    found = Report(tuple(rows_of(net)), _mask_bytes(net), net.schedule.notes)
+    found = Report(tuple(rows_of(net)), _mask_bytes(net), (*net.schedule.notes, *_shrinkable(net)))
     print(found)
     return found
 
@@ -93,6 +107,22 @@ def rows_of(net: CompressedModule) -> list[Row]:
     rows = [_row(net, s, owners.get(s.name, [])) for s in sites.values()]
     seen = {*sites, *_read_by_sites(sites.values())}
     return rows + [_left_alone(net, name, p) for name, p in net.named_parameters() if p.ndim > 1 and name not in seen]
+
+
+def _shrinkable(net: CompressedModule) -> Iterator[str]:
+    """What `shrink` could still remove."""
+    gone = removable(net)
+    places = gone.places()
+    if not places:
+        return
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
+    left = {name: sizes[name] * math.prod(float(k.float().mean()) for k in kept.values())
+            for name, kept in gone.tensors.items() if name in sizes}  # fmt: skip
+    saved = sum(sizes[name] - n for name, n in left.items())
+    yield (
+        f"shrink would remove dead channels of {len(places)} weights, and with them {saved:,.0f} of "
+        f"{sum(sizes.values()):,} parameters"
+    )
 
 
 def _read_by_sites(sites: Iterable[Site]) -> Iterator[str]:
@@ -137,7 +167,7 @@ def _row(net: CompressedModule, at: Site, products: list[_Use]) -> Row:
     work = sum(p.macs for p in products)
     bops = sum(p.macs * _bops_of_a_mac(net, p, bits, sparsity) for p in products)
     rewritten = pruner is not None or quantizer is not None
-    reason = at.reason or ("" if rewritten else "no rule selects it")
+    reason = at.reason or net.schedule.left_alone.get(at.name) or ("" if rewritten else "no rule selects it")
     return Row(at.name, at.kind, bits, sparsity, elements * bits / 8, work, bops, rewritten, reason)
 
 
@@ -203,10 +233,10 @@ def _mask_bytes(net: CompressedModule) -> int:
 def _render(report: Report) -> str:
     """One line a weight and an activation, then totals."""
     table = Table(title="weights and activations")
-    for column in ("name", "kind", "bits", "zeros", "bytes", "MACs", "BOPs", "rewritten", "reason"):
-        table.add_column(column, justify="right" if column in ("bits", "zeros", "bytes", "MACs", "BOPs") else "left")
+    for column in ("name", "kind", "bits", "zeros", "bytes", "sparse", "MACs", "BOPs", "rewritten", "reason"):
+        table.add_column(column, justify="left" if column in ("name", "kind", "rewritten", "reason") else "right")
     for r in report.rows:
         work = (f"{r.macs:,}", f"{r.bops:,.0f}") if r.macs else ("", "")
-        size = (str(r.bits), f"{100 * r.sparsity:.1f} %", f"{r.bytes:,.0f}")
+        size = (str(r.bits), f"{100 * r.sparsity:.1f} %", f"{r.bytes:,.0f}", f"{r.sparse_bytes:,.0f}")
         table.add_row(r.name, r.kind, *size, *work, "yes" if r.rewritten else "no", r.reason)
     return text_of(table, report.summary())

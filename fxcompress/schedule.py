@@ -26,7 +26,8 @@ from fxcompress.timeline import Event, render_timeline
 class Schedule:
     """The events of a net and how many optimizer steps were completed.
 
-    Events that come before any training forward look at `example_inputs` instead.
+    Events that come before any training forward look at `example_inputs` instead. `channels` is what events on groups
+    of channels act on; `left_alone` says why weights that a rule selects are left alone.
     """
 
     net: CompressedModule
@@ -36,6 +37,7 @@ class Schedule:
     target: str
     notes: tuple[str, ...] = ()
     channels: Mapping[str, ChannelUnit] = field(default_factory=dict, repr=False)
+    left_alone: Mapping[str, str] = field(default_factory=dict, repr=False)
     steps: int = 0
     _optimizer: Any = field(default=None, repr=False)
 

@@ -44,21 +44,23 @@ def shrink(
         raise InputError(f"expected what fxcompress.compress returns, got {type(net).__name__}")
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise InputError(f"multiple is {multiple!r}; it must be a whole number, 1 or more")
-    channels = find_channels(net.views())
-    removed = _rounded(channels, channels.removable(), multiple)
-    if removed:
-        remove(net, channels, removed, optimizer or net.schedule.attached)
+    gone = removable(net, multiple)
+    if gone.places():
+        remove(net, gone, optimizer or net.schedule.attached)
     return net
 
 
-def remove(
-    net: CompressedModule, channels: Channels, removed: set[int], optimizer: torch.optim.Optimizer | None = None
-) -> None:
-    """Take the channels with these labels (roots) out of everything, and note in `net.removals` which they were."""
-    gone = _Gone(channels, removed)
-    removal = gone.removal()
+def removable(net: CompressedModule, multiple: int = 1) -> Removal:
+    """What `shrink` would remove."""
+    channels = find_channels(net.views())
+    return Removal(channels, _rounded(channels, channels.removable(), multiple))
+
+
+def remove(net: CompressedModule, gone: Removal, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Take channels out of everything, and note in `net.removals` which they were."""
+    places = gone.places()
     views = list(net.each_variant())
-    passes = {gm: ShrinkShapes(gone.kept_of(gm), channels.at) for gm in views}
+    passes = {gm: ShrinkShapes(gone.kept_of(gm), gone.channels.at) for gm in views}
     for gm, shapes in passes.items():
         shapes.requires(gm)  # refuse before anything has changed
     tensors = dict(gone.tensors)
@@ -69,7 +71,7 @@ def remove(
     for path, kept in tensors.items():
         _shrink_tensor(net, path, kept, optimizer)
     _note_counts(net)
-    net.removals.append(removal)
+    net.removals.append(places)
     net.recompile()
 
 
@@ -78,7 +80,7 @@ def repeat(net: CompressedModule, removals: Sequence[Mapping[str, Sequence[int]]
     for removal in removals:
         channels = find_channels(net.views())
         labels = [channels.axes[path, channels.producers[path]][list(places)] for path, places in removal.items()]
-        remove(net, channels, {r for some in labels for r in channels.unions.roots(some).tolist()})
+        remove(net, Removal(channels, {r for some in labels for r in channels.unions.roots(some).tolist()}))
 
 
 def _rounded(channels: Channels, removable: set[int], multiple: int) -> set[int]:
@@ -103,14 +105,14 @@ def _keep_some(labels: list[int], removed: set[int], multiple: int) -> bool:
     return changed
 
 
-class _Gone:
-    """Which places of which tensors are removed."""
+class Removal:
+    """Which places of which tensors are removed with the channels of some labels (roots)."""
 
     def __init__(self, channels: Channels, removed: set[int]) -> None:
         self.channels = channels
         self.removed = torch.tensor(sorted(removed), dtype=torch.int64)
 
-    def removal(self) -> dict[str, list[int]]:
+    def places(self) -> dict[str, list[int]]:
         """By weight the places along the axis of what it yields that are removed."""
         axes = self.channels.producers.items()
         gone = {path: self._is_gone(self.channels.axes[path, axis]).nonzero().flatten().tolist() for path, axis in axes}

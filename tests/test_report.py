@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from helpers import ConvBnConv, image, seeded, trained
 from models import Residual, train
 from torch import Tensor, nn
 
@@ -84,3 +85,17 @@ def test_performance_density_counts_what_is_left() -> None:
     small = fxc.report(net)
     assert small.megabits() < dense
     assert small.performance_density(90.0) == pytest.approx(90.0 / small.megabits())
+
+
+def test_channels_that_go_and_channels_that_stay_are_told() -> None:
+    rule = {"op": "prune", "target": "weight", "sparsity": 0.5, "pattern": "channel", "ramp": "one-shot"}
+    net = trained(seeded(ConvBnConv), {"rules": [rule]}, image())
+    found = fxc.report(net)
+    rows = {r.name: r for r in found.rows}
+    assert rows["conv.weight"].sparsity == 0.5 and rows["conv.weight"].sparse_bytes == 6 * 4 + 12 / 8
+    assert (
+        rows["last.weight"].reason == "its channels stay: they are outputs of the model, or what reads them mixes them"
+    )
+    assert "shrink would remove dead channels of 1 weights, and with them 14 of 30 parameters" in str(found)
+    fxc.shrink(net)
+    assert "shrink would" not in str(fxc.report(net))

@@ -17,7 +17,7 @@ from fxcompress.module import CompressedModule
 from fxcompress.passes import ShrinkShapes
 from fxcompress.pipeline import run
 from fxcompress.render import render
-from fxcompress.shrinking import remove
+from fxcompress.shrinking import Removal, remove
 
 BEFORE = """
     input %x
@@ -54,7 +54,7 @@ def without(net: CompressedModule, places: list[int]) -> Tensor:
     net.layer[0].bias.data[places] = 0
     expected = net(image())
     labels = channels.axes["layer.0.weight", 0][places]
-    remove(net, channels, set(channels.unions.roots(labels).tolist()))
+    remove(net, Removal(channels, set(channels.unions.roots(labels).tolist())))
     torch.testing.assert_close(net(image()), expected)
     return expected
 
