@@ -8,17 +8,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from fxcompress.labels import Labelled, Unions, compact, fixed, shared, varying
+from fxcompress.flow_tables import (
+    ELEMENTWISE,
+    GLUS,
+    MOVES,
+    PRODUCTS_BY_ELEMENT,
+    REDUCTIONS,
+    SHUFFLES,
+    SIZES,
+    SPATIAL,
+    SUMS,
+)
+from fxcompress.labels import Labelled, Unions, along_axis, compact, fixed, shared, varying
 from fxcompress.operators import (
-    ADDS,
-    AVERAGE_POOLS,
     CATS,
     MATMULS,
     MULS,
-    POINTWISE,
     SOFTMAXES,
     argument,
     called,
@@ -27,38 +35,7 @@ from fxcompress.operators import (
 )
 from fxcompress.symbols import NUMERIC
 
-MOVES: frozenset[Any] = frozenset({
-    torch.flatten, nn.Flatten, torch.reshape, "view", "contiguous", torch.permute, torch.transpose,
-    torch.squeeze, torch.unsqueeze, torch.chunk, torch.split, torch.unbind, operator.getitem, nn.Identity, torch.stack,
-    torch.movedim, "movedim", torch.swapaxes, "swapaxes", "expand", "expand_as", "clone", "unflatten", "detach",
-    "float", F.pixel_shuffle, nn.PixelShuffle, F.pixel_unshuffle, nn.PixelUnshuffle, getattr, torch.t, "t",
-    torch.clone,
-})  # fmt: skip
-"""What puts elements elsewhere: done with the labels themselves."""
 _COPIES = ("contiguous", "clone", "detach", "float", torch.clone)
-SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "ndimension", getattr, len, operator.getitem})
-"""What tells a tensor's shape, and takes it apart."""
-ELEMENTWISE: frozenset[Any] = POINTWISE | {
-    torch.abs, operator.neg, torch.neg, torch.exp, torch.sqrt, torch.clamp, "clamp", torch.erf, F.softplus, F.mish,
-    F.leaky_relu, F.elu, F.selu, F.hardtanh, F.logsigmoid, F.softsign, torch.square, "square", "abs", "exp", "sqrt",
-    torch.rsqrt, "rsqrt", torch.reciprocal, "reciprocal", torch.log, torch.sin, torch.cos, torch.sign, "sign", "neg",
-    torch.pow, operator.pow, "pow", nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus, nn.Hardtanh,
-    nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Threshold, nn.RReLU, nn.Softshrink, nn.Hardshrink, F.celu,
-}  # fmt: skip
-"""Functions of one tensor, element by element."""
-SUMS: frozenset[Any] = ADDS | {torch.sub, operator.sub, "sub", torch.maximum, torch.minimum}
-PRODUCTS_BY_ELEMENT: frozenset[Any] = MULS | {torch.div, operator.truediv, "div"}
-SPATIAL: frozenset[Any] = AVERAGE_POOLS | {
-    F.max_pool1d, F.max_pool2d, F.max_pool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.adaptive_max_pool1d,
-    F.adaptive_max_pool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, F.avg_pool1d, F.avg_pool3d, nn.AvgPool1d,
-    nn.AvgPool3d, F.adaptive_avg_pool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool3d, F.interpolate, nn.Upsample,
-    nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.ZeroPad1d, nn.ZeroPad2d, nn.ReflectionPad1d, nn.ReflectionPad2d,
-    nn.ReplicationPad1d, nn.ReplicationPad2d, F.pad,
-}  # fmt: skip
-"""What mixes or repeats places behind the channels, each channel for itself."""
-REDUCTIONS: frozenset[Any] = frozenset({torch.mean, "mean", torch.sum, "sum", torch.amax, "amax"})
-SHUFFLES: frozenset[Any] = frozenset({F.channel_shuffle, nn.ChannelShuffle})
-GLUS: frozenset[Any] = frozenset({F.glu, nn.GLU})
 
 
 class Flow:
@@ -88,7 +65,7 @@ class Flow:
         return x
 
     def _move(self, gm: GraphModule, node: Node, *args: Any, **kwargs: Any) -> Any:
-        if node.target is operator.getitem and isinstance(args[0], Labelled) and not _is_plain(args[1]):
+        if node.target is operator.getitem and isinstance(args[0], Labelled) and not _keeps_order(args[1], args[0]):
             return self.unknown(gm, node, _tensors(args))
         labels = _run(gm, node, args, kwargs, lambda x: x.labels)
         dead = _run(gm, node, args, kwargs, lambda x: x.dead)
@@ -164,12 +141,27 @@ class Flow:
 
     def _spatial(self, gm: GraphModule, node: Node, x: Labelled, *args: Any, **kwargs: Any) -> Any:
         out = shape_of(node)
+        if called(gm, node) is F.pad and len(out) > 2 and out[1] > x.shape[1]:
+            return self._pad_channels(gm, node, x, *args, **kwargs)
         if len(out) != len(x.shape) or len(out) < 3 or out[:2] != tuple(x.shape[:2]):
             return self.unknown(gm, node, (x,))
         fills = called(gm, node) is F.pad and argument(node, 3, "value") not in (None, 0)
         if fills:
             return self.unknown(gm, node, (x,))
         return self._uniform(x, out, (0, 1))
+
+    def _pad_channels(
+        self, gm: GraphModule, node: Node, x: Labelled, pad: Any, mode: str = "constant", **more: Any
+    ) -> Any:
+        """Channels of zeros around, each free to go, as along the shortcuts of narrow residual networks."""
+        channels = tuple(pad[2 * (x.labels.ndim - 2) :][:2])
+        if mode != "constant" or more.get("value") not in (None, 0) or any(pad[: -len(channels)]) or len(channels) != 2:
+            return self.unknown(gm, node, (x,))
+        inner = self.unions.tie_along(x.labels, 1).reshape(-1).expand(x.shape[1])
+        whole = torch.cat([self.unions.new(channels[0]), inner, self.unions.new(channels[1])])
+        dead = F.pad(compact(x.dead).movedim(1, 0).flatten(1).all(1).expand(x.shape[1]), channels, value=True)
+        padded = along_axis(whole, dead, 1, shape_of(node))
+        return Labelled(padded.labels, padded.dead, x.vanishes)
 
     def _uniform(self, x: Labelled, out: tuple[int, ...], kept: tuple[int, ...]) -> Labelled:
         """Labels along the axes `kept`, the same at all places along the others."""
@@ -241,13 +233,15 @@ class Flow:
         return fixed(shape_of(node)) if "tensor_meta" in node.meta else None
 
 
-def _is_plain(index: Any) -> bool:
+def _keeps_order(index: Any, x: Labelled) -> bool:
     """Whether an index leaves the order of channels as it is: whole numbers, slices without a step, and the like."""
     parts = index if isinstance(index, tuple) else (index,)
-    plain = (int, str, type(None), type(Ellipsis))
-    return all(
-        isinstance(p, plain) or (isinstance(p, slice) and p.step in (None, 1)) or isinstance(p, Tensor) for p in parts
-    )
+    if not all(isinstance(p, int | slice | Tensor | type(None) | type(Ellipsis)) for p in parts):
+        return False
+    axes = range(x.labels.ndim) if Ellipsis in [p for p in parts if not isinstance(p, Tensor)] else None
+    taken = [p for p in parts if p is not None]
+    stepped = {axis for axis, p in enumerate(taken) if isinstance(p, slice) and p.step not in (None, 1)}
+    return not stepped & set(varying(x.labels)) if axes is None else not stepped
 
 
 def _tensors(args: Any) -> list[Labelled]:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxcompress.errors import PassError
-from fxcompress.flow import MOVES, SIZES
+from fxcompress.flow_tables import MOVES, SIZES
 from fxcompress.graph import site, tensor_at
-from fxcompress.operators import CONVOLUTIONS, TRANSPOSED, called, input_of, weight_of
+from fxcompress.operators import CONVOLUTIONS, TRANSPOSED, argument, called, input_of, weight_of
 from fxcompress.symbols import ASSUMPTIONS, NUMERIC, assume
 
 Kept = tuple[Tensor | None, ...]
@@ -112,6 +113,9 @@ class _Rewrites:
 
     def _fit(self, node: Node) -> None:
         wanted = _left(node, self.kept[node])
+        if node.target is F.pad:
+            self._fit_padding(node)
+            return
         if called(self.gm, node) in MOVES:
             result = self._computed(node)
             if not isinstance(result, Tensor) or list(result.shape) != wanted:
@@ -120,6 +124,20 @@ class _Rewrites:
         if node.target in CONVOLUTIONS | TRANSPOSED and len(node.args) > 6:
             self._fit_groups(node)
         self._keep_numbers(node)
+
+    def _fit_padding(self, node: Node) -> None:
+        """As many channels around as are left of them."""
+        source, pad = cast(Node, node.args[0]), argument(node, 1, "pad")
+        axis = len(self.kept[source]) - 2
+        keep = self.kept[node][1]
+        if keep is None or axis < 0 or len(pad) < 2 * (axis + 1):
+            return
+        before, after = pad[2 * axis : 2 * axis + 2]
+        left = int(keep[:before].sum()), int(keep[len(keep) - after :].sum())
+        fitted = (*pad[: 2 * axis], *left, *pad[2 * axis + 2 :])
+        if tuple(pad) != fitted:
+            rest = {k: v for k, v in node.kwargs.items() if k != "pad"}
+            self._change(node, F.pad, (source, fitted, *node.args[2:]), rest)
 
     def _reshape(self, node: Node, wanted: list[int]) -> None:
         source: Any = node.args[0]

@@ -175,6 +175,15 @@ def test_a_layer_used_twice_ties_both_of_its_inputs() -> None:
     assert groups(found(forward, conv(3, 6), conv(3, 6), conv(6, 2))) == {("0", "1"): 6}
 
 
+def test_a_shortcut_that_pads_channels_ties_what_it_is_added_to() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.layer[0](x)
+        return m.layer[2](F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + m.layer[1](y)[:, :, ::2, ::2])  # type: ignore[no-any-return]
+
+    channels = found(forward, conv(3, 4), conv(4, 8), conv(8, 2))
+    assert groups(channels) == {("0", "1"): 4, ("1",): 4}
+
+
 @pytest.mark.parametrize(
     "forward",
     [

@@ -36,7 +36,7 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     ),
     "SSD's VGG": lambda: torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None).backbone,
 }
-SIZES = {"SSD's VGG": 300, "inception_v3": 96, "maxvit_t": 224, "vit_b_32": 224}
+SIZES = {"SSD's VGG": 300, "inception_v3": 299, "maxvit_t": 224, "vit_b_32": 224}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in (*CLASSIFICATION, *SEGMENTATION, *BACKBONES)]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Does, canonical, check_unchanged, image, text
 from torch import Tensor, nn
 from torch.fx import Node
@@ -90,6 +91,17 @@ def test_fits_parts_and_sizes(forward: Callable[[Any, Tensor], Tensor], yields: 
     net = made(forward, nn.Conv2d(3, 6, 1), nn.Conv2d(yields, 2, 1))
     without(net, [1])
     assert line in render(net)
+
+
+@pytest.mark.parametrize(("place", "line"), [(1, "1, 2)"), (0, "0, 2)")])
+def test_padding_with_channels_follows(place: int, line: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.layer[0](x)
+        return m.layer[2](F.pad(m.layer[1](x), (0, 0, 0, 0, 2, 2)) + y)  # type: ignore[no-any-return]
+
+    net = made(forward, nn.Conv2d(3, 8, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 2, 1))
+    without(net, [0, 1][: 2 - place])
+    assert f"(0, 0, 0, 0, {line}" in render(net)
 
 
 def test_groups_of_a_convolution_get_fewer() -> None:
