@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_parts.environments import PACKAGES, python_of
-from accuracy_parts.models import WEIGHTS
 from accuracy_parts.table import markdown
 from accuracy_parts.training import RECIPES
 
@@ -37,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder for environments and results")
-    parser.add_argument("--models", nargs="+", default=list(WEIGHTS), choices=list(WEIGHTS))
+    parser.add_argument("--models", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--bits", nargs="+", type=int, default=[8, 4])
     parser.add_argument("--edge-bits", type=int, default=8, help="of first and last layer at least")
     parser.add_argument("--peers", nargs="*", default=list(PACKAGES), choices=list(PACKAGES))

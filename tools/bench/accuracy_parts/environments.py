@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TORCH = "torch==2.13.0+cpu"
@@ -21,12 +22,16 @@ def python_of(method: str, folder: Path) -> str:
     """
     if method not in PACKAGES:
         return sys.executable
-    home = folder.resolve() / method.replace(" ", "-").lower()
+    return python_with(PACKAGES[method], folder.resolve() / method.replace(" ", "-").lower())
+
+
+def python_with(packages: Sequence[str], home: Path) -> str:
+    """The interpreter of an environment at `home` with these packages, made where there is none yet."""
     python, stamp = home / "bin/python", home / "installed.txt"
-    wanted = "\n".join(PACKAGES[method])
+    wanted = "\n".join(packages)
     if not stamp.exists() or stamp.read_text() != wanted:
         _run([sys.executable, "-m", "venv", "--clear", str(home)])
-        _run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES[method]])
+        _run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages])
         stamp.write_text(wanted)
     return str(python)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 WEIGHTS = {
     "resnet20": "weights/cifar_resnet/resnet20-12fca82f.th",
+    "resnet56": "weights/cifar_resnet/resnet56-4bfd9763.th",
     "efficientnet_lite0": "weights/efficientnet_lite0/efficientnet-lite0-57934424.pth",
 }
 EDGES = {"resnet20": ("conv1", "linear"), "efficientnet_lite0": ("_conv_stem", "_fc")}
@@ -47,15 +49,15 @@ class BasicBlock(nn.Module):
         return self.relu2(y + x)
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 for 32x32 images (arXiv 1512.03385, section 4.2)."""
+class CifarResNet(nn.Module):
+    """ResNet for 32x32 images (arXiv 1512.03385, section 4.2): 6 n + 2 layers with n blocks in each of three groups."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
         super().__init__()
         self.conv1, self.bn1, self.relu = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
-        self.layer1 = nn.Sequential(*(BasicBlock(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2), BasicBlock(32, 32, 1), BasicBlock(32, 32, 1))
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2), BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.layer1 = nn.Sequential(*(BasicBlock(16, 16, 1) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2), *(BasicBlock(32, 32, 1) for _ in range(blocks - 1)))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2), *(BasicBlock(64, 64, 1) for _ in range(blocks - 1)))
         self.pool, self.linear = nn.AdaptiveAvgPool2d(1), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,9 +125,16 @@ class EfficientNetLite0(nn.Module):
         return self._fc(self.dropout(self.pool(x).flatten(1)))
 
 
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "resnet20": lambda: CifarResNet(3),
+    "resnet56": lambda: CifarResNet(9),
+    "efficientnet_lite0": EfficientNetLite0,
+}
+
+
 def load_model(name: str, root: Path) -> nn.Module:
     """The network with its published weights, in evaluation mode."""
-    model: nn.Module = {"resnet20": ResNet20, "efficientnet_lite0": EfficientNetLite0}[name]()
+    model: nn.Module = MODELS[name]()
     state = torch.load(root / WEIGHTS[name], map_location="cpu", weights_only=True)
     state = {key.removeprefix("module."): value for key, value in state.get("state_dict", state).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
