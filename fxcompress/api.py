@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,12 +38,13 @@ from fxcompress.quantizer import Quantizer
 from fxcompress.rules import Prune, Quantize
 from fxcompress.schedule import Schedule
 from fxcompress.shortcuts import sites_for
-from fxcompress.sites import Site, find_sites
+from fxcompress.sites import Kind, Site, find_sites
 from fxcompress.spec import Spec
 from fxcompress.suitable import refuse_inputs, refuse_unsuitable
 from fxcompress.targets import TARGETS, Target, check_target, notes_on
 from fxcompress.timeline import Event
 from fxcompress.timing import Phase, plan
+from fxcompress.units import ElementUnit, Unit
 
 
 def compress(  # noqa: PLR0913 - the public surface
@@ -122,8 +123,9 @@ def _compressed(
     net.spec = spec
     events = [event for phase in phases for event in (*_events(net, assignment, phase, sites), *channels.events(phase))]
     events.sort(key=lambda event: event.step)
+    acting: dict[str, Unit] = {**channels.units, **dict(_units(assignment, sites))}
     notes = (*_island_notes(net), *notes_on(spec, TARGETS[target]), *_notes(assignment, sites))
-    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, channels.units, channels.left_alone)
+    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, acting, channels.left_alone)
     return net
 
 
@@ -172,19 +174,26 @@ class _RewriteMore:
 
 
 def compression_passes(gm: GraphModule, assignment: Assignment, channels: Masked, target: Target) -> list[Pass]:
-    """The passes that insert what the rules assign, pruners first: `q(p(x))`."""
+    """The passes that insert what the rules assign, pruners first, `q(p(x))`, but where a rule says `p(q(x))`."""
     sites = find_sites(gm)
     weights = [s.name for s in sites if s.kind == "weight"]
     activations = [s.name for s in sites if s.kind == "activation"]
+    of_weights, of_activations = assignment.prunes("weight", weights), assignment.prunes("activation", activations)
     passes: list[Any] = [
         *([PruneChannels(channels)] if channels.parameters else []),
-        PruneWeights(assignment.prunes("weight", weights)),
-        PruneActivations(assignment.prunes("activation", activations)),
+        PruneWeights(_composed(of_weights, "q(p(x))")),
+        PruneActivations(_composed(of_activations, "q(p(x))")),
         QuantizeWeights(assignment.quantizes("weight", weights), target),
         QuantizeActivations(assignment.quantizes("activation", activations), target),
         *([QuantizeGates()] if target.integer_gates else []),
+        PruneWeights(_composed(of_weights, "p(q(x))")),
+        PruneActivations(_composed(of_activations, "p(q(x))")),
     ]
     return passes
+
+
+def _composed(rules: Mapping[str, Prune], composition: str) -> dict[str, Prune]:
+    return {name: rule for name, rule in rules.items() if rule.composition == composition}
 
 
 def _drop_uncalled(net: CompressedModule) -> None:
@@ -202,12 +211,22 @@ def _events(net: CompressedModule, assignment: Assignment, phase: Phase, sites: 
         return  # its events act on groups of channels
     names = [name for name, index in assignment.rules[rule.op, kind].items() if index == phase.rule_index]
     suffix = "pruner" if isinstance(rule, Prune) else "quantizer"
-    for position, step in enumerate(phase.steps):
-        for name in names:
-            path = f"{COMPRESSION}.{name}_{suffix}"
-            value = rule.levels()[position] if isinstance(rule, Prune) else rule.bits_for(sites[name].is_edge)
+    for place, name in enumerate(names):
+        path = f"{COMPRESSION}.{name}_{suffix}"
+        for act in phase.acts_of(place, len(names)):
+            if isinstance(rule, Quantize):
+                act = replace(act, value=rule.bits_for(sites[name].is_edge))
             if has_module(net, path):  # a quantizer that shares another's scale is gone
-                yield Event(step, name, kind, rule.op, value, path, phase.rule_index, rule.window)
+                yield Event.of(act, phase, name, path)
+
+
+def _units(assignment: Assignment, sites: Mapping[str, Site]) -> Iterator[tuple[str, ElementUnit]]:
+    """What events that prune single tensors act on."""
+    kinds: tuple[Kind, Kind] = ("weight", "activation")
+    for kind in kinds:
+        for name, rule in assignment.prunes(kind, sites).items():
+            out = sites[name].axis or 0
+            yield f"{COMPRESSION}.{name}_pruner", ElementUnit(f"{COMPRESSION}.{name}_pruner", rule, (out, 1 - out))
 
 
 def _island_notes(net: CompressedModule) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fxcompress.errors import SpecError
 from fxcompress.groups import Group
 from fxcompress.operators import shape_of
+from fxcompress.patterns import Blocks, Grouped
 from fxcompress.rules import Prune, Quantize
 from fxcompress.sites import Kind, Site
 from fxcompress.spec import Spec
@@ -28,7 +29,7 @@ class Assignment:
     @property
     def by_channel(self) -> set[int]:
         """The rules, by index, that prune channels of weights."""
-        return {i for i in self.rules["prune", "weight"].values() if self._rule(i).by_channel}
+        return {i for i in self.rules["prune", "weight"].values() if self.prune_rule(i).by_channel}
 
     def channel_groups(self, groups: Iterable[Group]) -> dict[int, list[Group]]:
         """By rule (its index), the groups of channels that it prunes: those all of whose weights it selects.
@@ -51,7 +52,8 @@ class Assignment:
                 raise SpecError(self._prunes_no_channel(index, split.get(index)))
         return found
 
-    def _rule(self, index: int) -> Prune:
+    def prune_rule(self, index: int) -> Prune:
+        """A rule that prunes, by its index."""
         rule = self.spec.rules[index]
         assert isinstance(rule, Prune)
         return rule
@@ -92,6 +94,7 @@ def assign(spec: Spec, sites: list[Site]) -> Assignment:
                 raise SpecError(_selects_nothing(index, rule, kind, able))
             for site in chosen:
                 _refuse_no_blocks(index, rule, site)
+                _refuse_pattern(index, rule, site)
                 _put(rules[rule.op, kind], site, index, spec)
     return Assignment(spec, rules)
 
@@ -111,6 +114,28 @@ def _refuse_no_blocks(index: int, rule: Prune | Quantize, site: Site) -> None:
             f"rule {index + 1} '{rule}' wants blocks of {rule.block} inputs, and weight '{site.name}' "
             f"({'/'.join(site.types)}) has the shape {shape}; select linear layers whose inputs are a multiple of "
             f"{rule.block} with 'match' or 'exclude', or change 'block'"
+        )
+
+
+def _refuse_pattern(index: int, rule: Prune | Quantize, site: Site) -> None:
+    """Refuse what the pattern, the criterion or the sizes of a rule cannot do with a tensor."""
+    if not isinstance(rule, Prune):
+        return
+    problem, shape = "", shape_of(site.node)
+    grouped, blocks = Grouped.of(rule.pattern), Blocks.of(rule.pattern)
+    if site.kind == "weight" and (grouped or blocks):
+        axis = site.axis
+        wanted = (1, grouped.of_each) if grouped else (blocks.outputs, blocks.inputs) if blocks else (1, 1)
+        if axis not in (0, 1) or shape[axis] % wanted[0] or shape[1 - axis] % wanted[1]:
+            problem = f"has the shape {shape}, which its pattern does not divide"
+    if site.kind == "weight" and rule.rewind is not None and site.node.op != "get_attr":
+        problem = "is computed from parameters and cannot go back"
+    if site.kind == "activation" and rule.sizes == "centre" and len(shape) < 4:
+        problem = f"has the shape {shape}, which has no centre"
+    if problem:
+        raise SpecError(
+            f"rule {index + 1} '{rule}': {site.kind} '{site.name}' ({'/'.join(site.types)}) {problem}; select others "
+            "with 'match' or 'exclude'"
         )
 
 

@@ -28,9 +28,10 @@ class ChannelRules:
         rule = phase.rule
         if not isinstance(rule, Prune) or phase.target != "weight":
             return
-        for step, level in zip(phase.steps, rule.levels(), strict=True):
-            for path, group in self.groups.get(phase.rule_index, {}).items():
-                yield Event(step, str(group), "weight", "prune", level, path, phase.rule_index, rule.window)
+        mine = self.groups.get(phase.rule_index, {})
+        for place, (path, group) in enumerate(mine.items()):
+            for act in phase.acts_of(place, len(mine)):
+                yield Event.of(act, phase, str(group), path)
 
 
 def channel_rules(net: CompressedModule, assignment: Assignment) -> ChannelRules:
@@ -39,14 +40,15 @@ def channel_rules(net: CompressedModule, assignment: Assignment) -> ChannelRules
     Raises SpecError if a rule for channels prunes none.
     """
     if not any(isinstance(rule, Prune) and rule.by_channel for rule in assignment.spec.rules):
-        return ChannelRules(Masked({}, {}), {}, {}, {})
+        return ChannelRules(Masked({}, {}, {}), {}, {}, {})
     channels = find_channels(net.views())
     by_rule = assignment.channel_groups(find_groups(channels))
     groups = {index: {f"channels {index} {k}": g for k, g in enumerate(mine)} for index, mine in by_rule.items()}
     every = {path: group for mine in groups.values() for path, group in mine.items()}
-    acting = dict(zip(every, units(channels, every.values()), strict=True))
+    ruled = [(group, assignment.prune_rule(index)) for index, mine in groups.items() for group in mine.values()]
+    acting = dict(zip(every, units(channels, ruled), strict=True))
     left = _left_alone(assignment, find_groups(channels), every.values())
-    return ChannelRules(masked_by(channels, every.values()), acting, groups, left)
+    return ChannelRules(masked_by(channels, ruled), acting, groups, left)
 
 
 def _left_alone(assignment: Assignment, groups: Iterable[Group], pruned: Iterable[Group]) -> dict[str, str]:

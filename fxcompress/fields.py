@@ -70,7 +70,7 @@ def _problem(cls: type[BaseModel], error: Any) -> tuple[str, str]:
         return f"unknown key {quote(key)}", nearest(key, cls.model_fields) + known
     if key is None:
         return f"{quote(value)} is not a {cls.__name__}", "write a mapping of its fields"
-    allowed = (cls.model_fields[key].description or "").partition(":")[0]
+    allowed = (cls.model_fields[key].description or "").partition(": ")[0]
     if error["type"] == "missing":
         return f"missing key '{key}'", f"it must be {allowed}"
     choices = re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", ""))

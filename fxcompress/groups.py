@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from fxcompress.graph import COMPRESSION
 from fxcompress.labels import FIXED, Channels, unique
-from fxcompress.pruner import kept
+from fxcompress.masks import kept
+from fxcompress.pruner import Pruner
+from fxcompress.rules import Prune
+from fxcompress.scores import scores
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,17 @@ def find_groups(channels: Channels) -> list[Group]:
 @dataclass(frozen=True)
 class Masked:
     """The tensors that get a mask for channels: parameters by path with the axis and its length, normalizations by
-    path with their number of channels."""
+    path with their number of channels; `rules` are those of weights."""
 
     parameters: Mapping[str, tuple[int, int]]
     norms: Mapping[str, int]
+    rules: Mapping[str, Prune]
 
 
-def masked_by(channels: Channels, groups: Iterable[Group]) -> Masked:
+def masked_by(channels: Channels, groups: Iterable[tuple[Group, Prune | None]]) -> Masked:
     """Everything that keeps a channel of these groups from being zero: weights, what is added, normalizations."""
-    roots = torch.tensor(sorted({root for group in groups for root in group.roots}), dtype=torch.int64)
+    ruled = list(groups)
+    roots = torch.tensor(sorted({root for group, _ in ruled for root in group.roots}), dtype=torch.int64)
 
     def has(labels: Tensor) -> bool:
         return bool(torch.isin(channels.unions.roots(labels), roots).any())
@@ -83,7 +88,8 @@ def masked_by(channels: Channels, groups: Iterable[Group]) -> Masked:
     stored = {**channels.producers, **channels.constants}
     lengths = {path: (axis, len(channels.axes[path, axis])) for path, axis in stored.items()}
     parameters = {path: place for path, place in lengths.items() if has(channels.axes[path, place[0]])}
-    return Masked(parameters, {path: len(labels) for path, labels in channels.norms.items() if has(labels)})
+    rules = {weight: rule for group, rule in ruled for weight in group.weights if rule is not None}
+    return Masked(parameters, {path: len(labels) for path, labels in channels.norms.items() if has(labels)}, rules)
 
 
 @dataclass(frozen=True)
@@ -91,46 +97,64 @@ class ChannelUnit:
     """What one event prunes together: the channels of a group, in the masks of everything that has them.
 
     `channels` gives, for each place of the mask of a pruner (by path), which channel it belongs to, -1 for none;
-    `weights` are the pruners whose weights decide.
+    `weights` are the pruners whose weights decide, with the axis that counts channels.
     """
 
     channels: Mapping[str, Tensor]
     weights: Mapping[str, int]
     size: int
+    rule: Prune
 
-    def prune(self, net: nn.Module, sparsity: float, values: Mapping[str, Tensor]) -> None:
-        """Choose the channels of least norm: of each weight, relative to its mean channel, and summed over weights.
+    @property
+    def pruners(self) -> tuple[str, ...]:
+        """Those of the group's weights."""
+        return tuple(self.weights)
 
-        `values` are the weights, by the path of their pruners.
+    def scores(self, net: nn.Module, values: Mapping[str, Tensor], draw: str) -> Tensor:
+        """One for each channel: of each weight, relative to its mean channel, and summed over weights.
+
+        Magnitudes count by their Euclidean norm, other criteria by their sum.
         """
-        stay = kept(self._scores(values), sparsity)
-        for path, channels in self.channels.items():
-            pruner: Any = net.get_submodule(path)
-            places = channels.to(pruner.mask.device)
-            of_group = places >= 0
-            pruner.mask.view(-1)[of_group] = stay.to(places.device)[places[of_group]]
-            pruner.enable()
-
-    def _scores(self, values: Mapping[str, Tensor]) -> Tensor:
         total: Tensor | None = None
         for path, axis in self.weights.items():
-            norms = values[path].detach().float().movedim(axis, 0).flatten(1).square().sum(1)
-            places = self.channels[path].to(norms.device)
-            squares = torch.zeros(self.size, device=norms.device)
-            squares.index_add_(0, places[places >= 0], norms[places >= 0])
-            score = squares.sqrt()
-            score = score / score.mean().clamp(min=torch.finfo(torch.float32).tiny)
+            pruner: Any = net.get_submodule(path)
+            each = scores(self.rule.criterion, values[path], getattr(pruner, "sensitivity", None), f"{draw} {path}")
+            is_norm = self.rule.criterion == "magnitude"
+            rows = (each.square() if is_norm else each).movedim(axis, 0).flatten(1).sum(1)
+            places = self.channels[path].to(rows.device)
+            score = torch.zeros(self.size, device=rows.device)
+            score.index_add_(0, places[places >= 0], rows[places >= 0])
+            score = score.sqrt() if is_norm else score
+            score = score / score.abs().mean().clamp(min=torch.finfo(torch.float32).tiny)
             total = score if total is None else total + score.to(total.device)
         assert total is not None
         return total
 
+    def choose(self, scores: Tensor, sparsity: float) -> Tensor:
+        """Exactly so many channels."""
+        return kept(scores, sparsity)
 
-def units(channels: Channels, groups: Iterable[Group]) -> Iterator[ChannelUnit]:
-    """What an event of each group acts on."""
+    def keep(self, net: nn.Module, stays: Tensor) -> None:
+        """Write them to every mask that has them."""
+        for path, channels in self.channels.items():
+            pruner: Any = net.get_submodule(path)
+            places = channels.to(pruner.mask.device)
+            of_group = places >= 0
+            pruner.mask.view(-1)[of_group] = stays.to(places.device)[places[of_group]]
+            pruner.enable()
+
+    def all_pruners(self, net: nn.Module) -> list[Pruner]:
+        """Of weights, of what is added, and behind normalizations."""
+        pruners: Any = [net.get_submodule(path) for path in self.channels]
+        return list(pruners)
+
+
+def units(channels: Channels, groups: Iterable[tuple[Group, Prune]]) -> Iterator[ChannelUnit]:
+    """What an event of each group acts on, and the rule for it."""
     stored = {**channels.producers, **channels.constants}
     places = {f"{COMPRESSION}.{path}_pruner": channels.axes[path, axis] for path, axis in stored.items()}
     places |= {f"{COMPRESSION}.{path}_channels": labels for path, labels in channels.norms.items()}
-    for group in groups:
+    for group, rule in groups:
         at = {path: group.channels_at(channels, labels) for path, labels in places.items()}
         weights = {f"{COMPRESSION}.{path}_pruner": channels.producers[path] for path in group.weights}
-        yield ChannelUnit({p: c for p, c in at.items() if bool((c >= 0).any())}, weights, len(group.roots))
+        yield ChannelUnit({p: c for p, c in at.items() if bool((c >= 0).any())}, weights, len(group.roots), rule)

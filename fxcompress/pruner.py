@@ -6,54 +6,94 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fxcompress.errors import InputError
+from fxcompress.masks import kept
+from fxcompress.rules import Prune
 
 
 class Pruner(nn.Module):
     """A mask over a weight's elements, or over (C, H, W) of an activation, the same for every sample.
 
-    State, all allocated here: `mask` bool, True where kept; `enabled` bool []; for activations `magnitude` float32, the
-    running sum of |x| over the samples seen. The gradient reaches kept elements only: a masked weight rests unless the
-    optimizer's own momentum or decay moves it, and a later event of the ramp may bring it back by its magnitude.
+    State, all allocated here: `mask` bool, True where kept, of the tensor's shape or of length one along axes that it
+    covers whole; `enabled` bool []; `frozen` bool [], once the mask will not change any more. For activations
+    `magnitude` float32 of the mask's shape, the running sum of |x| over the samples seen; for criteria that look at
+    gradients `sensitivity` float32 of the weight's shape, the running sum of -gradient x weight; for weights that go
+    back `origin`, what they were. `is_enabled`, `is_frozen` and `observing` are the flags a forward pass reads.
     """
 
     mask: Tensor
     enabled: Tensor
+    frozen: Tensor
     magnitude: Tensor
+    sensitivity: Tensor
+    origin: Tensor
 
-    def __init__(self, shape: tuple[int, ...], of_activation: bool) -> None:
-        """`shape` is the weight's, or that of one sample of the activation."""
+    def __init__(self, mask: tuple[int, ...], shape: tuple[int, ...] | None = None, rule: Prune | None = None) -> None:
+        """`mask` is the mask's shape, `shape` that of the weight, None for an activation."""
         super().__init__()
-        self.of_activation = of_activation
-        self.register_buffer("mask", torch.ones(shape, dtype=torch.bool))
+        self.of_activation = shape is None
+        self.is_dense = rule is not None and rule.is_dense
+        self.fits_centre = rule is not None and rule.sizes == "centre"
+        self.register_buffer("mask", torch.ones(mask, dtype=torch.bool))
         self.register_buffer("enabled", torch.tensor(False))
-        if of_activation:
-            self.register_buffer("magnitude", torch.zeros(shape))
+        self.register_buffer("frozen", torch.tensor(False))
+        if shape is None:
+            self.register_buffer("magnitude", torch.zeros(mask))
+        elif rule is not None and rule.needs_gradient:
+            self.register_buffer("sensitivity", torch.zeros(shape))
+        if shape is not None and rule is not None and rule.rewind is not None:
+            self.register_buffer("origin", torch.zeros(shape))
         self.observing = False
-        self.is_enabled = False
+        self.is_enabled = self.is_frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with zeros where the mask has them once enabled, `x` itself before. Raises InputError on another size."""
-        if not self.is_enabled and not (self.observing and self.training):
+        is_observing = self.observing and self.training
+        if not self.is_enabled and not is_observing:
             return x
-        if self.of_activation and x.shape[1:] != self.mask.shape and self.mask.numel() != len(self.mask):
+        mask = self._fitting(x) if self.of_activation else self.mask
+        if is_observing and self.of_activation:
+            self._look_at(x)
+        pruned: Tensor = x
+        if self.is_enabled:
+            pruned = _Dense.apply(x, mask) if self.is_dense and not self.is_frozen else x * mask
+        if is_observing and not self.of_activation and "sensitivity" in self._buffers:
+            pruned = _Watched.apply(pruned, x, self.sensitivity)
+        return pruned
+
+    def _look_at(self, x: Tensor) -> None:
+        seen = x.detach().abs().float().sum(0)
+        for axis, length in enumerate(self.mask.shape):
+            if length == 1 and seen.shape[axis] > 1:  # the mean, since sizes may vary
+                seen = seen.mean(axis, keepdim=True)
+        self.magnitude += centred(seen, self.mask.shape, 0.0)
+
+    def _fitting(self, x: Tensor) -> Tensor:
+        """The mask for an activation of any size that it can serve."""
+        sample, own = x.shape[1:], self.mask.shape
+        if len(sample) == len(own) and all(n in (1, m) for n, m in zip(own, sample, strict=True)):
+            return self.mask
+        if not self.fits_centre or len(sample) != len(own) or sample[0] != own[0]:
             raise InputError(
-                f"an activation of shape {tuple(x.shape[1:])} per sample reached a mask of shape "
-                f"{tuple(self.mask.shape)}; call the net with inputs of the size of the example inputs, or prune "
+                f"an activation of shape {tuple(sample)} per sample reached a mask of shape {tuple(own)}; call the net "
+                "with inputs of the size of the example inputs, or prune with sizes: centre, pattern: channel, or "
                 "weights only"
             )
-        if self.observing and self.training:
-            self.magnitude += x.detach().abs().float().sum(0)
-        return x * self.mask if self.is_enabled else x
+        return centred(self.mask, sample, True)
 
     @torch.no_grad()
-    def prune(self, sparsity: float, weight: Tensor | None = None) -> None:
-        """Choose the mask anew, least magnitudes of `weight` (or of what was observed) first, and switch the pruner
-        on."""
-        magnitude = self.magnitude if weight is None else weight.detach().abs()
-        self.mask.copy_(kept(magnitude, sparsity))
+    def prune(self, sparsity: float, scores: Tensor) -> None:
+        """Choose the mask anew, least `scores` (one for each entry of the mask) first, and switch the pruner on."""
+        self.keep(kept(scores.reshape(self.mask.shape), sparsity))
+
+    @torch.no_grad()
+    def keep(self, mask: Tensor) -> None:
+        """Multiply by this mask from now on."""
+        self.mask.copy_(mask)
         self.enable()
 
     def enable(self) -> None:
@@ -61,46 +101,82 @@ class Pruner(nn.Module):
         self.enabled.fill_(True)
         self.is_enabled = True
 
-    def reset(self) -> None:
-        """Forget the observed magnitudes."""
-        if self.of_activation:
-            self.magnitude.zero_()
+    def freeze(self) -> None:
+        """Note that the mask will not change any more."""
+        self.frozen.fill_(True)
+        self.is_frozen = True
 
-    def cuts(self, kept: Sequence[Tensor | None]) -> dict[str, dict[int, Tensor]]:
-        """By name of a buffer and axis the places that stay, where those along each axis of the tensor are `kept`."""
-        axes = dict(enumerate(kept[1:] if self.of_activation else kept))
+    def release(self) -> None:
+        """Lift the mask."""
+        self.mask.fill_(True)
+        self.enabled.fill_(False)
+        self.is_enabled = False
+
+    def reset(self) -> None:
+        """Forget what was observed."""
+        for name in ("magnitude", "sensitivity"):
+            if name in self._buffers:
+                self._buffers[name].zero_()  # type: ignore[union-attr]
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether anything was observed since the last reset (waits for the device)."""
+        return bool((self.magnitude if self.of_activation else self.sensitivity).any())
+
+    def cuts(self, stays: Sequence[Tensor | None]) -> dict[str, dict[int, Tensor]]:
+        """By name of a buffer and axis the places that stay, where those along each axis of the tensor are `stays`."""
+        axes = dict(enumerate(stays[1:] if self.of_activation else stays))
         return {
             name: {a: stay for a, stay in axes.items() if stay is not None and buffer.shape[a] == len(stay)}
             for name, buffer in self.named_buffers()
             if buffer.ndim == len(axes)
         }
 
-    @property
-    def has_observed(self) -> bool:
-        """Whether any magnitude was observed since the last reset (waits for the device)."""
-        return bool(self.magnitude.any())
-
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.is_enabled = bool(self.enabled)
+        self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
 
     def extra_repr(self) -> str:
         """The mask's shape."""
         return f"mask {tuple(self.mask.shape)} of {'an activation' if self.of_activation else 'a weight'}"
 
 
-def zeros_in(sparsity: float, n: int) -> int:
-    """How many of `n` elements a sparsity in [0, 1] prunes: min(round_half_even(s n), n - 1) unless s = 1."""
-    return n if sparsity == 1 else min(round(sparsity * n), n - 1)
+def centred(t: Tensor, shape: Sequence[int], fill: float | bool) -> Tensor:
+    """`t` in the middle of a tensor of `shape` that is `fill` around it, or the middle of `t` where that is smaller."""
+    if tuple(t.shape) == tuple(shape):
+        return t
+    pad: list[int] = []
+    for own, wanted in zip(reversed(t.shape), reversed(shape), strict=True):
+        before = (wanted - own) // 2
+        pad += [before, wanted - own - before]
+    return F.pad(t, pad, value=fill)
 
 
-def kept(magnitude: Tensor, sparsity: float) -> Tensor:
-    """A bool mask of `magnitude`'s shape, False for exactly the `zeros_in` least values; of equal ones the first go."""
-    flat = magnitude.flatten()
-    count = zeros_in(sparsity, flat.numel())
-    if count == 0:
-        return torch.ones_like(magnitude, dtype=torch.bool)
-    threshold = flat.kthvalue(count).values
-    below, ties = flat < threshold, flat == threshold
-    pruned = below | (ties & (ties.cumsum(0) <= count - below.sum()))
-    return ~pruned.view(magnitude.shape)
+class _Dense(torch.autograd.Function):
+    """A product with a mask, and the gradient as if there were none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return x * mask
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient, None
+
+
+class _Watched(torch.autograd.Function):
+    """The pruned weight as it is; on the way back -gradient x weight is added to the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, pruned: Tensor, weight: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.total = total
+        return pruned.view_as(pruned)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        # A step that overflowed in half precision will be skipped; it must not count.
+        ctx.total -= (gradient * weight).float().nan_to_num_(0.0, 0.0, 0.0)
+        return gradient, None, None

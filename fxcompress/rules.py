@@ -8,95 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_serializer
+from pydantic import ConfigDict, Field
 
-from fxcompress.fields import (
-    MAX_BITS,
-    RANGE_TEXT,
-    Bits,
-    Checked,
-    Count,
-    Match,
-    Range,
-    Share,
-    Targets,
-    Time,
-    one_or_list,
-    read_match,
-)
-from fxcompress.notation import is_later, to_flow, to_item
-
-_FIRST_KEYS = ("op", "target", "sparsity", "bits", "start", "end")
-
-
-class Rule(Checked):
-    """What every rule says: which tensors, and from when on. `str(rule)` is its notation where that can say it."""
-
-    target: Targets = Field(description="weight, activation or both: the tensors the rule acts on")
-    start: Time = Field(
-        None, description="a step or a percentage such as 40%: when it starts; by default its place in the list decides"
-    )
-    match: Annotated[Match | None, BeforeValidator(read_match)] = Field(
-        None, description="a mapping with type, name or both: only tensors that match are taken"
-    )
-    exclude: Annotated[Match | None, BeforeValidator(read_match)] = Field(
-        None, description="a mapping with type, name or both: tensors that match are left alone"
-    )
-
-    _plain = field_serializer("target")(one_or_list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The rule as plain data: `op` and every field that is not at its default."""
-        data = {"op": getattr(self, "op", None), **self.model_dump(exclude_defaults=True, exclude_none=True)}
-        return {key: data[key] for key in (*_FIRST_KEYS, *data) if key in data}
-
-    def __str__(self) -> str:
-        return to_item(self.to_dict()) or to_flow(self.to_dict())
-
-
-class Prune(Rule):
-    """Set the smallest entries of weights or activations to zero, in one event or in a ramp of several."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["op", "target", "sparsity"]})
-
-    op: Literal["prune"] = Field("prune", description="'prune': the kind of rule")
-    sparsity: Share = Field(description="a number from 0 to 1: the share of entries that are zero in the end")
-    pattern: Literal["unstructured", "channel"] = Field(
-        "unstructured", description="'unstructured' or 'channel': which entries go together"
-    )
-    end: Time = Field(None, description="a step or a percentage such as 64%: when the last event of the ramp acts")
-    ramp: Literal["cubic", "one-shot"] = Field("cubic", description="'cubic' or 'one-shot': how sparsity rises")
-    steps: Count = Field(4, description="a whole number, 1 or more: events of the ramp")
-    criterion: Literal["magnitude"] = Field("magnitude", description="'magnitude': what makes an entry small")
-    window: Count = Field(
-        32, description="a whole number, 1 or more: training steps whose activations are looked at before each event"
-    )
-
-    if TYPE_CHECKING:
-
-        def __init__(self, **fields: Any) -> None: ...
-
-    @property
-    def by_channel(self) -> bool:
-        """Whether whole channels go."""
-        return self.pattern == "channel"
-
-    def levels(self) -> tuple[float, ...]:
-        """The sparsity after each event: s (1 - (1 - k/n)^3) for k = 1..n (Zhu & Gupta 2017), `sparsity` at last."""
-        n = 1 if self.ramp == "one-shot" else self.steps
-        return tuple(self.sparsity * (1 - (1 - k / n) ** 3) for k in range(1, n + 1))
-
-    def _contradictions(self) -> Iterator[tuple[str, str]]:
-        if self.ramp == "one-shot" and self.steps not in (1, 4):
-            yield f"'steps' is {self.steps} for a one-shot ramp", "it has one event: drop 'steps', or write ramp: cubic"
-        if self.end is None:
-            return
-        if self.start is None:
-            yield f"'end' is {self.end!r} without a start", "give 'start' too, or drop 'end'"
-        elif len(self.levels()) == 1:
-            yield f"'end' is {self.end!r} for a single event, which acts at its start", "drop 'end', or give more steps"
-        elif is_later(self.start, self.end):
-            yield f"'end' is {self.end!r}, before 'start' {self.start!r}", "swap them"
+from fxcompress.fields import MAX_BITS, RANGE_TEXT, Bits, Count, Range
+from fxcompress.prune_rule import Prune as Prune
+from fxcompress.rule import Rule as Rule
 
 
 class Quantize(Rule):

@@ -11,23 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcompress.constants import evaluate
+from fxcompress.acting import act, observers
 from fxcompress.dryrun import observe_only
 from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION
-from fxcompress.groups import ChannelUnit
 from fxcompress.module import CompressedModule
-from fxcompress.pruner import Pruner
-from fxcompress.quantizer import Quantizer
 from fxcompress.timeline import Event, render_timeline
+from fxcompress.units import Unit
 
 
 @dataclass(eq=False)
 class Schedule:
     """The events of a net and how many optimizer steps were completed.
 
-    Events that come before any training forward look at `example_inputs` instead. `channels` is what events on groups
-    of channels act on; `left_alone` says why weights that a rule selects are left alone.
+    Events that come before any training forward look at `example_inputs` instead. `units` is what events that prune act
+    on, by `Event.path`; `left_alone` says why weights that a rule selects are left alone.
     """
 
     net: CompressedModule
@@ -36,7 +34,7 @@ class Schedule:
     example_inputs: Mapping[str, Any] = field(repr=False)
     target: str
     notes: tuple[str, ...] = ()
-    channels: Mapping[str, ChannelUnit] = field(default_factory=dict, repr=False)
+    units: Mapping[str, Unit] = field(default_factory=dict, repr=False)
     left_alone: Mapping[str, str] = field(default_factory=dict, repr=False)
     steps: int = 0
     _optimizer: Any = field(default=None, repr=False)
@@ -49,9 +47,11 @@ class Schedule:
         self._windows: dict[int, list[Event]] = {}
         previous: dict[str, int] = {}
         for event in self.events:
+            if not observers(event, self.units):
+                continue
             start = max(event.step - event.window, previous.get(event.path, 0))
             previous[event.path] = event.step
-            if event.kind == "activation" and start < event.step:
+            if start < event.step:
                 self._windows.setdefault(start, []).append(event)
 
     def start(self) -> None:
@@ -100,10 +100,11 @@ class Schedule:
         """Continue after `steps` completed steps; the pruners and quantizers hold the rest of the state."""
         self.steps = steps
         open_now = {
-            event.path: event
+            path
             for start, events in self._windows.items()
             for event in events
             if start <= steps < event.step
+            for path in observers(event, self.units)
         }
         for path, module in _compressors(self.net):
             module.observing = path in open_now
@@ -122,7 +123,7 @@ class Schedule:
         Raises ScheduleError where an event that prunes is still to come, or there are no batches.
         """
         pending = self.pending()
-        if pruning := [e for e in pending if e.action == "prune"]:
+        if pruning := [e for e in pending if e.action != "quantize"]:
             raise ScheduleError(
                 f"{len(pruning)} events that prune have not acted, the first after step {pruning[0].step} "
                 f"({pruning[0].kind} '{pruning[0].tensor}'), and pruning wants training behind it; train past step "
@@ -146,38 +147,18 @@ class Schedule:
 
     def _act(self) -> None:
         self._let_act(self._by_step.get(self.steps, ()))
-        for event in self._windows.get(self.steps, ()):
-            module = self.net.get_submodule(event.path)
+        for path in (p for event in self._windows.get(self.steps, ()) for p in observers(event, self.units)):
+            module = self.net.get_submodule(path)
             module.reset()  # type: ignore[operator]
             module.observing = True  # type: ignore[assignment]
 
-    @torch.no_grad()
     def _let_act(self, due: Iterable[Event]) -> None:
         due = list(due)
-        unseen = [e for e in due if e.kind == "activation" and not self.net.get_submodule(e.path).has_observed]
+        seen_by = [e for e in due if e.kind == "activation" and observers(e, self.units)]
+        unseen = [e for e in seen_by if not self.net.get_submodule(e.path).has_observed]
         if unseen:
             self._calibrate_on_examples(unseen)
-        weights = self._weight_nodes() if any(e.kind == "weight" for e in due) else {}
-        for event in due:
-            self._apply(event, weights)
-
-    def _apply(self, event: Event, weights: Mapping[str, Any]) -> None:
-        if event.path in self.channels:
-            unit = self.channels[event.path]
-            unit.prune(self.net, event.value, {path: evaluate(self.net, weights[path]) for path in unit.weights})
-            return
-        module = self.net.get_submodule(event.path)
-        weight = evaluate(self.net, weights[event.path]) if event.kind == "weight" else None
-        if isinstance(module, Pruner):
-            module.prune(event.value, weight)
-        elif isinstance(module, Quantizer):
-            module.calibrate(weight)
-        module.observing = False  # type: ignore[assignment]
-
-    def _weight_nodes(self) -> dict[str, Any]:
-        """What each pruner and quantizer is called on."""
-        calls = (n for g in self.net.graphs for n in g.nodes if n.op == "call_module")
-        return {str(n.target): n.args[0] for n in calls if str(n.target).startswith(f"{COMPRESSION}.")}
+        act(self.net, self.units, due)
 
     def _calibrate_on_examples(self, events: Iterable[Event]) -> None:
         branches = self.net.islands or any(v.flags for v in self.net.variants)

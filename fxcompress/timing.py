@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -22,13 +22,49 @@ RECOVERY_START = Fraction(80, 100)  # of training; rules without times are done 
 
 
 @dataclass(frozen=True)
+class Act:
+    """What happens after one step; `value` is a sparsity, `is_last` tells that the mask will not change again."""
+
+    step: int
+    action: str
+    value: float = 0.0
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
 class Phase:
-    """One rule on one of its targets, with the step of each of its events, ascending."""
+    """One rule on one of its targets, with the step of each of its events, ascending.
+
+    `more` is what a rule that prunes does besides its ramp.
+    """
 
     rule_index: int
     rule: Prune | Quantize
     target: Target
     steps: tuple[int, ...]
+    more: tuple[Act, ...] = ()
+
+    def acts_of(self, place: int = 0, count: int = 1) -> list[Act]:
+        """What happens to the tensor at `place` of the `count` that the rule selects."""
+        if isinstance(self.rule, Quantize):
+            return [Act(self.steps[0], "quantize")]
+        steps, levels = self._ramp_of(place, count), self.rule.levels()
+        acts = [Act(step, "prune", level) for step, level in zip(steps, levels, strict=True)]
+        acts += [act for act in self.more if act.action == "refresh"]
+        acts[-1] = replace(acts[-1], is_last=True)
+        remembered = [act for act in self.more if act.action == "remember"]
+        rewound = [Act(acts[-1].step, "rewind")] if remembered else []
+        return [*remembered, *acts, *rewound, *(act for act in self.more if act.action == "release")]
+
+    def _ramp_of(self, place: int, count: int) -> tuple[int, ...]:
+        if not isinstance(self.rule, Prune) or self.rule.sequence == "together":
+            return self.steps
+        # One tensor after another, each with its whole ramp (Appl. Sci. 2022, 12, 7829).
+        first, last, levels = self.steps[0], self.steps[-1], len(self.rule.levels())
+        gaps = max(count * levels - 1, 1)
+        return tuple(
+            round(first + Fraction((last - first) * (place * levels + event), gaps)) for event in range(levels)
+        )
 
 
 def plan(spec: Spec, total_steps: int | None) -> tuple[Phase, ...]:
@@ -48,7 +84,8 @@ def plan(spec: Spec, total_steps: int | None) -> tuple[Phase, ...]:
             index = run.stop
         else:
             rule, steps = spec.rules[index], _timed_steps(clock, index)
-            phases += [Phase(index, rule, target, steps) for target in rule.target]
+            more = _more(clock, index, steps)
+            phases += [Phase(index, rule, target, steps, more) for target in rule.target]
             index += 1
     return tuple(phases)
 
@@ -71,13 +108,13 @@ class _Clock:
     def __init__(self, spec: Spec, total: int | None) -> None:
         self.spec = spec
         self.total = total
-        self._starts = [self._step(index, "start") for index in range(len(spec.rules))]
+        self._starts = [self.step(index, "start") for index in range(len(spec.rules))]
 
     def start(self, index: int) -> int | None:
         return self._starts[index]
 
     def end(self, index: int) -> int | None:
-        return self._step(index, "end")
+        return self.step(index, "end")
 
     def untimed_run(self, index: int) -> range:
         """The rules from `index` on that have no start."""
@@ -111,8 +148,8 @@ class _Clock:
                     f"{before} of total_steps={self.total}, against the arrow between them; swap them or move a time"
                 )
 
-    def _step(self, index: int, field: str) -> int | None:
-        """The step of a rule's `start` or `end`, None if it has none."""
+    def step(self, index: int, field: str) -> int | None:
+        """The step of one of a rule's times, None if it has none."""
         time: int | str | None = getattr(self.spec.rules[index], field, None)
         if isinstance(time, str):
             total = self.need_total(index, f"gives its {field} as {time} of training")
@@ -131,9 +168,13 @@ def _timed_steps(clock: _Clock, index: int) -> tuple[int, ...]:
     rule, start = clock.spec.rules[index], clock.start(index)
     assert start is not None
     count = _events(rule)
+    end = clock.end(index)
+    if isinstance(rule, Prune) and rule.sequence == "front-to-back" and end is not None:
+        count = max(count, 2)
     if count == 1:
         return (start,)
-    end = clock.end(index)
+    if isinstance(rule, Prune) and rule.interval is not None and end is None:
+        return tuple(start + rule.interval * event for event in range(count))
     if end is None:
         next_start = clock.next_start(index, after=start)
         bound = clock.bound(index, start) if next_start is None else Fraction(next_start)
@@ -144,6 +185,31 @@ def _timed_steps(clock: _Clock, index: int) -> tuple[int, ...]:
             "move its start or its end"
         )
     return tuple(round(start + Fraction((end - start) * event, count - 1)) for event in range(count))
+
+
+def _more(clock: _Clock, index: int, steps: tuple[int, ...]) -> tuple[Act, ...]:
+    """What a rule that prunes does besides its ramp, whose events are at `steps`."""
+    rule = clock.spec.rules[index]
+    if not isinstance(rule, Prune):
+        return ()
+    until, release, rewind = (clock.step(index, key) for key in ("until", "release", "rewind"))
+    if clock.total is not None and steps[-1] > clock.total:
+        raise SpecError(f"{clock.name(index)}: its ramp ends at step {steps[-1]}, past total_steps={clock.total}")
+    acts = []
+    if until is not None and rule.interval is not None:
+        if until < steps[-1]:
+            raise SpecError(f"{clock.name(index)}: 'until' is step {until}, before its ramp ends at step {steps[-1]}")
+        acts += [Act(s, "refresh", rule.share) for s in range(steps[-1] + rule.interval, until + 1, rule.interval)]
+    if rewind is not None:
+        if rewind > steps[-1]:
+            raise SpecError(f"{clock.name(index)}: 'rewind' is step {rewind}, after its ramp ends at step {steps[-1]}")
+        acts.append(Act(rewind, "remember"))
+    if release is not None:
+        last = max([steps[-1], *(act.step for act in acts)])
+        if release <= last:
+            raise SpecError(f"{clock.name(index)}: 'release' is step {release}; its mask is chosen until step {last}")
+        acts.append(Act(release, "release"))
+    return tuple(acts)
 
 
 def _spread(clock: _Clock, run: range, latest: int) -> Iterator[Phase]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
@@ -77,6 +78,9 @@ def _freeze_weight(gm: GraphModule, node: Node) -> None:
     module: Any = module_of(gm, node)
     source: Node = node.args[0]  # type: ignore[assignment]
     owner, _, name = site(source).rpartition(".")
+    if source.target is DEQUANTIZE:
+        _mask_integers(gm, node, source, module.mask)
+        return
     value = tensor_at(gm, str(source.target)).detach()
     if isinstance(module, Pruner):
         [masked] = insert_constants(gm, node, owner, {f"{name}_masked": value * module.mask})
@@ -96,6 +100,17 @@ def _freeze_weight(gm: GraphModule, node: Node) -> None:
     bits = () if plan.grid.bits in (8, 16) and not plan.block else (plan.grid.bits,)
     axis = value.ndim - 1 if plan.block else module.axis or 0
     replace(node, DEQUANTIZE, (*nodes, axis, *bits, *((plan.block,) if plan.block else ())))
+
+
+def _mask_integers(gm: GraphModule, pruner: Node, dequantized: Node, mask: Tensor) -> None:
+    """p behind q: masked integers are the zero point."""
+    integers, zero = (tensor_at(gm, str(cast(Node, dequantized.args[i]).target)) for i in (0, 2))
+    zeros = broadcast(zero, cast(int, dequantized.args[3]) if zero.ndim else None, integers.ndim)
+    owner, _, name = site(dequantized).rpartition(".")
+    [masked] = insert_constants(gm, dequantized, owner, {f"{name}_masked": torch.where(mask, integers, zeros)})
+    dequantized.args = (masked, *dequantized.args[1:])
+    pruner.replace_all_uses_with(dequantized)
+    gm.graph.erase_node(pruner)
 
 
 def _swap_with_quantizer(gm: GraphModule, pruner: Node) -> None:

@@ -46,10 +46,15 @@ class PruneChannels:
             if node.op == "get_attr":
                 axis, length = self.masked.parameters[str(node.target)]
                 shape = [length if a == axis else 1 for a in range(len(shape_of(node)))]
-                insert_after(gm, node, f"{COMPRESSION}.{node.target}_pruner", Pruner(tuple(shape), False))
+                insert_after(
+                    gm,
+                    node,
+                    f"{COMPRESSION}.{node.target}_pruner",
+                    Pruner(tuple(shape), shape_of(node), self.masked.rules.get(str(node.target))),
+                )
             else:
                 ones = (1,) * (len(shape_of(node)) - 2)
-                pruner = Pruner((self.masked.norms[str(node.target)], *ones), True)
+                pruner = Pruner((self.masked.norms[str(node.target)], *ones))
                 insert_after(gm, _end(gm, node), f"{COMPRESSION}.{node.target}_channels", pruner)
         return bool(todo)
 

@@ -12,13 +12,14 @@ from fxcompress.errors import PassError
 from fxcompress.graph import COMPRESSION, insert_after, module_of
 from fxcompress.operators import shape_of
 from fxcompress.pruner import Pruner
+from fxcompress.quantizer import Quantizer
 from fxcompress.rules import Prune
-from fxcompress.sites import Site, find_sites
+from fxcompress.sites import Site, find_sites, tail
 
 
 @dataclass(frozen=True)
 class PruneWeights:
-    """Insert a pruner after every weight that has a rule.
+    """Insert a pruner after every weight that has a rule, behind its quantizer if that is there already.
 
     Before:  %fc_weight = fc.weight
              %fc = linear(%x, %fc_weight, %fc_bias)
@@ -40,23 +41,31 @@ class PruneWeights:
 
     def rewrite(self, gm: GraphModule) -> bool:
         """Insert the pruners."""
-        todo = [s for s in self._sites(gm) if not _is_pruned(gm, s)]
+        todo = [s for s in self._sites(gm) if not is_pruned(gm, s)]
         for site in todo:
-            insert_after(gm, site.node, f"{COMPRESSION}.{site.name}_pruner", Pruner(shape_of(site.node), False))
+            shape, path = shape_of(site.node), f"{COMPRESSION}.{site.name}_pruner"
+            insert_after(gm, tail(gm, site.node), path, Pruner(shape, shape, self.rules[site.name]))
         return bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
         """Raise PassError if a weight with a rule can be read past its pruner."""
         for site in self._sites(gm):
-            if not _is_pruned(gm, site):
+            if not is_pruned(gm, site):
                 raise PassError(f"weight '{site.name}' has users besides its pruner: {list(site.node.users)}")
 
     def _sites(self, gm: GraphModule) -> list[Site]:
         return [s for s in find_sites(gm) if s.kind == "weight" and s.name in self.rules]
 
 
-def _is_pruned(gm: GraphModule, site: Site) -> bool:
-    return len(site.node.users) == 1 and isinstance(module_of(gm, next(iter(site.node.users))), Pruner)
+def is_pruned(gm: GraphModule, site: Site) -> bool:
+    """Whether everything reads a tensor through a pruner."""
+    node = site.node
+    while len(node.users) == 1 and isinstance(
+        module := module_of(gm, node := next(iter(node.users))), Pruner | Quantizer
+    ):
+        if isinstance(module, Pruner):
+            return True
+    return False
 
 
 def refuse_unknown(rules: Mapping[str, object], known: list[str], kind: str) -> None:

@@ -11,7 +11,8 @@ from models import Residual, train
 
 import fxcompress as fxc
 from fxcompress.errors import FxCompressError, SpecError
-from fxcompress.pruner import Pruner, zeros_in
+from fxcompress.masks import zeros_in
+from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 
 X = torch.randn(2, 3, 8, 8)

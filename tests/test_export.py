@@ -16,7 +16,8 @@ import fxcompress as fxc
 from fxcompress import files
 from fxcompress.errors import CaptureError, ExportError, ScheduleError, VerifyError
 from fxcompress.grid import quantize
-from fxcompress.pruner import Pruner, zeros_in
+from fxcompress.masks import zeros_in
+from fxcompress.pruner import Pruner
 from fxcompress.runtime import mask_cost, session
 
 SHAPE = (4, 3, 8, 8)

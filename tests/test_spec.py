@@ -224,9 +224,18 @@ def test_errors_are_of_the_library_and_not_of_pydantic() -> None:
         ({"steps": 4.5}, "'steps' is 4.5; it must be a whole number, 1 or more"),
         ({"steps": 0}, "'steps' is 0; it must be a whole number, 1 or more"),
         ({"window": True}, "'window' is True; it must be a whole number, 1 or more"),
-        ({"ramp": "cubik"}, "'ramp' is 'cubik'; did you mean 'cubic'? it must be 'cubic' or 'one-shot'"),
-        ({"pattern": "x"}, "'pattern' is 'x'; it must be 'unstructured' or 'channel'"),
-        ({"criterion": None}, "'criterion' is None; it must be 'magnitude'"),
+        (
+            {"ramp": "cubik"},
+            "'ramp' is 'cubik'; did you mean 'cubic'? it must be 'cubic', 'linear', 'polynomial' or 'one-shot'",
+        ),
+        (
+            {"pattern": "x"},
+            "'pattern' is 'x'; it must be 'unstructured', 'channel', N:M such as '2:4' (2 of 4 are kept), or blocks such as '4x1'",
+        ),
+        (
+            {"criterion": None},
+            "'criterion' is None; it must be 'magnitude', 'gradient', 'movement', 'random', 'zeros', a function or its 'module:name'",
+        ),
         ({"op": "quantize"}, "'op' is 'quantize'; it must be 'prune'"),
         ({"start": 0.4}, "'start' is 0.4; write '40%' for a share of training, or a whole number for a step"),
         (
@@ -313,7 +322,7 @@ def test_every_problem_of_every_rule_is_a_line_that_names_the_rule() -> None:
     where = "in rule 1 {'op': 'prune', 'target': 'weight', 'sparcity': 0.5, 'sparsity': 2}"
     assert first == f"'sparsity' is 2 {where}; it must be a number from 0 to 1"
     assert unknown.startswith(
-        f"unknown key 'sparcity' {where}; did you mean 'sparsity'? known keys: 'criterion', 'end', "
+        f"unknown key 'sparcity' {where}; did you mean 'sparsity'? known keys: 'composition', 'criterion', 'end', "
     )
     assert third == f"'bits' is 99 in rule 2 'Q99(w)'; it must be a whole number from 2 to {MAX_BITS}"
     assert (
@@ -428,7 +437,7 @@ def test_json_schema_describes_every_field() -> None:
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert schema["title"] == "Spec"
     assert schema["required"] == ["rules"]
-    assert schema["$defs"]["Prune"]["required"] == ["op", "target", "sparsity"]
+    assert schema["$defs"]["Prune"]["required"] == ["op", "target"]
     assert schema["$defs"]["Quantize"]["required"] == ["op", "target", "bits"]
     assert {"type": "string", "enum": ["weight", "activation"]} in schema["$defs"]["Prune"]["properties"]["target"][
         "anyOf"

@@ -41,7 +41,7 @@ AFTER = """
 def prune_channels(net: CompressedModule) -> PruneChannels:
     """The pass for all channels of a net."""
     channels = find_channels(net.views())
-    return PruneChannels(masked_by(channels, find_groups(channels)))
+    return PruneChannels(masked_by(channels, [(group, None) for group in find_groups(channels)]))
 
 
 def test_inserts_pruners_behind_weight_and_batch_norm() -> None:
@@ -80,7 +80,7 @@ def test_biases_are_masked_too() -> None:
 
 def test_leaves_alone_what_has_no_mask() -> None:
     net = canonical(seeded(Fc), rows())
-    check_unchanged(net, PruneChannels(Masked({}, {})), render(net))
+    check_unchanged(net, PruneChannels(Masked({}, {}, {})), render(net))
 
 
 def test_refuses_a_result_without_its_pruner() -> None:

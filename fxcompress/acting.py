@@ -1,0 +1,101 @@
+"""What the events of one step do, in their order: prune, go back, release, quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxcompress.constants import evaluate
+from fxcompress.errors import ScheduleError
+from fxcompress.graph import COMPRESSION
+from fxcompress.masks import kept_of_all
+from fxcompress.module import CompressedModule
+from fxcompress.quantizer import Quantizer
+from fxcompress.timeline import Event
+from fxcompress.units import Unit
+
+PRUNES = ("prune", "refresh")
+
+
+@torch.no_grad()
+def act(net: CompressedModule, units: Mapping[str, Unit], due: Iterable[Event]) -> None:
+    """Let events of one step act. `units` are what those that prune act on, by `Event.path`."""
+    sources = _sources(net)
+    for (action, _), group in groupby(due, key=lambda event: (event.action in PRUNES, event.rule)):
+        events = list(group)
+        if action:
+            _prune(net, [units[e.path] for e in events], events, sources)
+            continue
+        for event in events:
+            _act_alone(net, event, units, sources)
+
+
+def observers(event: Event, units: Mapping[str, Unit]) -> tuple[str, ...]:
+    """The pruners or the quantizer that observe before an event; none where nothing has to be seen."""
+    if event.action not in (*PRUNES, "quantize"):
+        return ()
+    if event.kind == "activation":
+        return (event.path,)
+    unit = units.get(event.path)
+    return unit.pruners if unit is not None and unit.rule.needs_gradient else ()
+
+
+def _sources(net: CompressedModule) -> dict[str, Any]:
+    """What each pruner and quantizer is called on."""
+    calls = (n for g in net.graphs for n in g.nodes if n.op == "call_module")
+    return {str(n.target): n.args[0] for n in calls if str(n.target).startswith(f"{COMPRESSION}.")}
+
+
+def _prune(net: CompressedModule, units: list[Unit], events: list[Event], sources: Mapping[str, Any]) -> None:
+    """Choose the masks of what one rule prunes at one step, together where its scope is global."""
+    rule, level = units[0].rule, events[0].value
+    scored = []
+    for unit, event in zip(units, events, strict=True):
+        values: dict[str, Tensor] = {}
+        if event.kind == "weight":
+            values = {path: evaluate(net, sources[path]) for path in unit.pruners}
+            _refuse_unseen(net, unit, event)
+        scored.append(unit.scores(net, values, f"{event.tensor} {event.step}"))
+    if rule.scope == "global":
+        masks = kept_of_all(scored, level, rule.floor)
+    else:
+        masks = [unit.choose(s, e.value) for unit, s, e in zip(units, scored, events, strict=True)]
+    for unit, event, mask in zip(units, events, masks, strict=True):
+        unit.keep(net, mask)
+        for pruner in unit.all_pruners(net):
+            pruner.observing = False
+            if event.is_last:
+                pruner.freeze()
+
+
+def _refuse_unseen(net: CompressedModule, unit: Unit, event: Event) -> None:
+    for path in unit.pruners if unit.rule.needs_gradient else ():
+        pruner: Any = net.get_submodule(path)
+        if not pruner.has_observed:
+            raise ScheduleError(
+                f"rule {event.rule + 1} '{unit.rule}' prunes '{event.tensor}' after step {event.step} by its gradient, "
+                "and none was seen; call backward on a loss of the net in training mode before each optimizer step"
+            )
+
+
+def _act_alone(net: CompressedModule, event: Event, units: Mapping[str, Unit], sources: Mapping[str, Any]) -> None:
+    if event.action == "quantize":
+        module: Any = net.get_submodule(event.path)
+        assert isinstance(module, Quantizer)
+        module.calibrate(evaluate(net, sources[event.path]) if event.kind == "weight" else None)
+        module.observing = False
+        return
+    unit = units[event.path]
+    if event.action == "release":
+        for pruner in unit.all_pruners(net):
+            pruner.release()
+        return
+    for path in unit.pruners:
+        pruner, weight = net.get_submodule(path), evaluate(net, sources[path])  # type: ignore[assignment]
+        # The weight that is read is the parameter's own memory.
+        first, second = (pruner.origin, weight) if event.action == "remember" else (weight, pruner.origin)
+        first.copy_(second)
