@@ -186,10 +186,9 @@ def compression_passes(gm: GraphModule, assignment: Assignment, channels: Masked
         QuantizeWeights(assignment.quantizes("weight", weights), target),
         QuantizeActivations(assignment.quantizes("activation", activations), target),
         *([QuantizeGates()] if target.integer_gates else []),
-        PruneWeights(_composed(of_weights, "p(q(x))")),
-        PruneActivations(_composed(of_activations, "p(q(x))")),
     ]
-    return passes
+    behind = _composed(of_weights, "p(q(x))"), _composed(of_activations, "p(q(x))")
+    return [*passes, *([PruneWeights(behind[0]), PruneActivations(behind[1])] if any(behind) else [])]
 
 
 def _composed(rules: Mapping[str, Prune], composition: str) -> dict[str, Prune]:

@@ -44,7 +44,9 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     """A model with random weights, none of them zero, and a batch for it."""
     torch.manual_seed(0)
     if name in BACKBONES:
-        model = BACKBONES[name]()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision warns about its own call
+            model = BACKBONES[name]()
     else:
         more: dict[str, Any] = {"weights_backbone": None} if name in SEGMENTATION else {"num_classes": 10}
         with warnings.catch_warnings():
@@ -131,6 +133,8 @@ def test_integers_stay_the_same_and_the_net_trains_on(name: str, tmp_path: Path)
     after = quantized(net, x)
     assert set(after) == set(before)
     for tensor, value in after.items():
+        if tensor.endswith("_gate"):
+            continue  # made by freezing, from tensors that are compared
         left = before[tensor]
         for axis, stay in enumerate(kept.get(tensor, ())):
             left = left if stay is None else left.index_select(axis, stay.nonzero().flatten())
