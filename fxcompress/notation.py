@@ -165,6 +165,8 @@ def read_data(text: str, form: str) -> object:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML without keys given twice, and without its numbers in base 60: the pattern 2:4 is no 124."""
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -172,6 +174,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep=deep)
+
+
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", re.compile("[0-9]+:[0-9]+$")), *resolvers]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

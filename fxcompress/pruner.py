@@ -132,6 +132,11 @@ class Pruner(nn.Module):
             if buffer.ndim == len(axes)
         }
 
+    def train(self, mode: bool = True) -> Pruner:
+        """Switch the mode, and read the flags again: an average of nets (EMA) has its buffers written from outside."""
+        self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
+        return super().train(mode)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)

@@ -168,6 +168,11 @@ class Quantizer(nn.Module):
         """Whether the observer saw anything since its last reset (waits for the device)."""
         return self.observer is not None and bool(self.observer.low <= self.observer.high)
 
+    def train(self, mode: bool = True) -> Quantizer:
+        """Switch the mode, and read the flags again: an average of nets (EMA) has its buffers written from outside."""
+        self.is_enabled = bool(self.enabled)
+        return super().train(mode)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.is_enabled = bool(self.enabled)

@@ -333,7 +333,7 @@ def test_it_stays_pruned_under_every_optimizer_and_in_an_average(name: str, patt
         nn.utils.clip_grad_norm_(net.parameters(), 0.1)
         average.update_parameters(net)
     mask = pruner(net, "b.weight").mask
-    for twin in (net, copy.deepcopy(net)):
+    for twin in (net, copy.deepcopy(net), average.module.eval()):
         seen: list[Tensor] = []
         pruner(twin, "b.weight").register_forward_hook(lambda m, a, o, seen=seen: seen.append(o))
         twin(image())

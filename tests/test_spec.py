@@ -123,6 +123,12 @@ def test_specs_differ_by_their_rules() -> None:
     assert Spec.parse("Q8(w)") != "Q8(w)"
 
 
+def test_n_of_m_needs_no_quotes_in_yaml() -> None:
+    [rule] = Spec.parse("rules:\n  - {op: prune, target: weight, pattern: 2:4}").rules
+    assert isinstance(rule, Prune)
+    assert rule.pattern == "2:4"
+
+
 # Making rules in Python.
 
 

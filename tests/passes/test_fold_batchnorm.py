@@ -149,7 +149,7 @@ def test_leaves_alone_what_has_no_scale_of_its_own(layers: tuple[nn.Module, nn.M
 
 def test_leaves_alone_float_weights() -> None:
     net = trained(seeded(ConvBnRelu), "Q8(w)", image())
-    net.get_submodule("compression.conv.weight_quantizer").is_enabled = False
+    net.get_submodule("compression.conv.weight_quantizer").enabled.fill_(False)
     check_unchanged(after([RemoveDisabled(), Freeze()], net), FoldBatchNorm(), FLOAT_WEIGHT)
 
 

@@ -125,7 +125,7 @@ def test_parameters_of_the_model_itself() -> None:
 
 def test_leaves_alone_a_net_without_pruners_and_quantizers() -> None:
     net = trained(seeded(Fc), [Quantize(target="weight", bits=8)], rows())
-    net.get_submodule("compression.fc.weight_quantizer").is_enabled = False
+    net.get_submodule("compression.fc.weight_quantizer").enabled.fill_(False)
     check_unchanged(after([RemoveDisabled()], net), Freeze(), FLOAT)
 
 

@@ -143,7 +143,7 @@ def test_other_pooling_keeps_its_name(pool: Callable[[Tensor], Tensor]) -> None:
 
 def test_leaves_alone_what_has_no_quantized_input() -> None:
     net = trained(seeded(Flat), INPUT, flat())
-    net.get_submodule("compression.x_quantizer").is_enabled = False
+    net.get_submodule("compression.x_quantizer").enabled.fill_(False)
     check_unchanged(after([RemoveDisabled()], net), LowerToQdq(), FLOAT)
 
 
