@@ -53,12 +53,12 @@ def _sources(net: CompressedModule) -> dict[str, Any]:
 def _prune(net: CompressedModule, units: list[Unit], events: list[Event], sources: Mapping[str, Any]) -> None:
     """Choose the masks of what one rule prunes at one step, together where its scope is global."""
     rule, level = units[0].rule, events[0].value
+    _refuse_unseen(net, units, events[0])
     scored = []
     for unit, event in zip(units, events, strict=True):
         values: dict[str, Tensor] = {}
         if event.kind == "weight":
             values = {path: evaluate(net, sources[path]) for path in unit.pruners}
-            _refuse_unseen(net, unit, event)
         scored.append(unit.scores(net, values, f"{event.tensor} {event.step}"))
     if rule.scope == "global":
         masks = kept_of_all(scored, level, rule.floor)
@@ -72,14 +72,15 @@ def _prune(net: CompressedModule, units: list[Unit], events: list[Event], source
                 pruner.freeze()
 
 
-def _refuse_unseen(net: CompressedModule, unit: Unit, event: Event) -> None:
-    for path in unit.pruners if unit.rule.needs_gradient else ():
-        pruner: Any = net.get_submodule(path)
-        if not pruner.has_observed:
-            raise ScheduleError(
-                f"rule {event.rule + 1} '{unit.rule}' prunes '{event.tensor}' after step {event.step} by its gradient, "
-                "and none was seen; call backward on a loss of the net in training mode before each optimizer step"
-            )
+def _refuse_unseen(net: CompressedModule, units: list[Unit], event: Event) -> None:
+    """Refuse to judge by gradients where no tensor had any; a single one may have none, such as one of zeros."""
+    rule = units[0].rule
+    pruners: list[Any] = [net.get_submodule(path) for unit in units for path in unit.pruners]
+    if rule.needs_gradient and not any(pruner.has_observed for pruner in pruners):
+        raise ScheduleError(
+            f"rule {event.rule + 1} '{rule}' prunes '{event.tensor}' after step {event.step} by its gradient, "
+            "and none was seen; call backward on a loss of the net in training mode before each optimizer step"
+        )
 
 
 def _act_alone(net: CompressedModule, event: Event, units: Mapping[str, Unit], sources: Mapping[str, Any]) -> None:

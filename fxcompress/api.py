@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,10 +17,11 @@ from fxcompress.assign import Assignment, assign
 from fxcompress.calls import bind
 from fxcompress.capture import capture
 from fxcompress.channel_rules import channel_rules
-from fxcompress.errors import ScheduleError
+from fxcompress.errors import ScheduleError, SpecError
 from fxcompress.graph import COMPRESSION, has_module, modules_of_type
 from fxcompress.groups import Masked
 from fxcompress.islands import unexportable
+from fxcompress.masks import may_go, zeros_in
 from fxcompress.module import CompressedModule
 from fxcompress.passes import (
     Canonicalize,
@@ -124,6 +125,7 @@ def _compressed(
     events = [event for phase in phases for event in (*_events(net, assignment, phase, sites), *channels.events(phase))]
     events.sort(key=lambda event: event.step)
     acting: dict[str, Unit] = {**channels.units, **dict(_units(assignment, sites))}
+    _refuse_floors(net, spec, acting.values())
     notes = (*_island_notes(net), *notes_on(spec, TARGETS[target]), *_notes(assignment, sites))
     net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, acting, channels.left_alone)
     return net
@@ -226,6 +228,21 @@ def _units(assignment: Assignment, sites: Mapping[str, Site]) -> Iterator[tuple[
         for name, rule in assignment.prunes(kind, sites).items():
             out = sites[name].axis or 0
             yield f"{COMPRESSION}.{name}_pruner", ElementUnit(f"{COMPRESSION}.{name}_pruner", rule, (out, 1 - out))
+
+
+def _refuse_floors(net: CompressedModule, spec: Spec, units: Iterable[Unit]) -> None:
+    """Refuse a global scope that would take more than its floor leaves."""
+    sizes: dict[Prune, list[int]] = {}
+    for unit in (u for u in units if u.rule.scope == "global" and u.rule.share != 1):
+        sizes.setdefault(unit.rule, []).append(unit.entries(net))
+    for rule, entries in sizes.items():
+        wanted, most = zeros_in(rule.share, sum(entries)), may_go(entries, rule.floor)
+        if wanted > most:
+            raise SpecError(
+                f"rule {spec.rules.index(rule) + 1} '{rule}' would prune {wanted} of {sum(entries)} entries, and its "
+                f"floor of {rule.floor} of every tensor, one at least, leaves {most} that may go; lower 'sparsity' or "
+                "'floor'"
+            )
 
 
 def _island_notes(net: CompressedModule) -> list[str]:

@@ -42,12 +42,13 @@ def channel_rules(net: CompressedModule, assignment: Assignment) -> ChannelRules
     if not any(isinstance(rule, Prune) and rule.by_channel for rule in assignment.spec.rules):
         return ChannelRules(Masked({}, {}, {}), {}, {}, {})
     channels = find_channels(net.views())
-    by_rule = assignment.channel_groups(find_groups(channels))
+    free = find_groups(channels)
+    by_rule = assignment.channel_groups(free)
     groups = {index: {f"channels {index} {k}": g for k, g in enumerate(mine)} for index, mine in by_rule.items()}
     every = {path: group for mine in groups.values() for path, group in mine.items()}
     ruled = [(group, assignment.prune_rule(index)) for index, mine in groups.items() for group in mine.values()]
     acting = dict(zip(every, units(channels, ruled), strict=True))
-    left = _left_alone(assignment, find_groups(channels), every.values())
+    left = _left_alone(assignment, free, every.values())
     return ChannelRules(masked_by(channels, ruled), acting, groups, left)
 
 

@@ -29,11 +29,6 @@ class Group:
     weights: tuple[str, ...]
     roots: tuple[int, ...]
 
-    @property
-    def name(self) -> str:
-        """The group goes by its first weight's name."""
-        return self.weights[0]
-
     @cached_property
     def place(self) -> dict[int, int]:
         """Which channel a label (its root) is."""
@@ -129,6 +124,10 @@ class ChannelUnit:
             total = score if total is None else total + score.to(total.device)
         assert total is not None
         return total
+
+    def entries(self, net: nn.Module) -> int:
+        """Its channels."""
+        return self.size
 
     def choose(self, scores: Tensor, sparsity: float) -> Tensor:
         """Exactly so many channels."""

@@ -23,17 +23,26 @@ def kept(scores: Tensor, sparsity: float) -> Tensor:
 def kept_of_all(scores: Sequence[Tensor], sparsity: float, floor: float) -> list[Tensor]:
     """A mask for each of several tensors: the `zeros_in` least scores of all entries together go.
 
-    Of each tensor the share `floor` stays, and one entry at least, so that no layer dies, unless all go (s = 1).
+    Of each tensor the share `floor` stays, and one entry at least, so that no layer dies, unless all go (s = 1). Raises
+    ValueError where that leaves too few that may go.
     """
     if sparsity == 1:
         return [kept(one, 1.0) for one in scores]
     flat = [one.flatten() for one in scores]
-    protected = [_without_least(one, len(one) - max(1, round(floor * len(one)))).logical_not() for one in flat]
-    joined = torch.cat([torch.where(free, one, torch.inf) for one, free in zip(flat, protected, strict=True)])
-    may_go = int(sum(int(free.sum()) for free in protected))
-    stays = _without_least(joined, min(zeros_in(sparsity, len(joined)), may_go))
-    parts = torch.split(stays, [len(one) for one in flat])
+    sizes = [len(one) for one in flat]
+    count = zeros_in(sparsity, sum(sizes))
+    if count > may_go(sizes, floor):
+        raise ValueError(f"{count} of {sum(sizes)} entries cannot go where a share of {floor} of each tensor stays")
+    free = [~_without_least(one, may_go([len(one)], floor)) for one in flat]
+    joined = torch.cat([torch.where(goes, one, torch.inf) for one, goes in zip(flat, free, strict=True)])
+    stays = _without_least(joined, count)
+    parts = torch.split(stays, sizes)
     return [part.view(one.shape) for part, one in zip(parts, scores, strict=True)]
+
+
+def may_go(sizes: Sequence[int], floor: float) -> int:
+    """How many entries of tensors of these sizes a global scope can prune: all but `floor` of each, and one of each."""
+    return sum(size - max(1, round(floor * size)) for size in sizes)
 
 
 def _without_least(scores: Tensor, count: int) -> Tensor:

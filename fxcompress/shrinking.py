@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxcompress.channels import find_channels
-from fxcompress.errors import InputError
+from fxcompress.errors import InputError, ScheduleError
 from fxcompress.graph import module_of
+from fxcompress.groups import ChannelUnit
 from fxcompress.labels import Channels, Labelled, removed_along
 from fxcompress.module import CompressedModule
 from fxcompress.passes.shrink_shapes import Kept, ShrinkShapes
@@ -38,12 +39,20 @@ def shrink(
         multiple: channels that are left are a multiple of it; some dead ones stay for that. 8 suits most integer
             kernels.
 
-    Raises InputError if `net` is none of ours or `multiple` is no whole number of 1 or more.
+    Raises InputError if `net` is none of ours or `multiple` is no whole number of 1 or more, ScheduleError if channels
+    are still to be pruned.
     """
     if not isinstance(net, CompressedModule):
         raise InputError(f"expected what fxcompress.compress returns, got {type(net).__name__}")
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise InputError(f"multiple is {multiple!r}; it must be a whole number, 1 or more")
+    pending = [event for event in net.schedule.pending() if isinstance(net.schedule.units.get(event.path), ChannelUnit)]
+    if pending:
+        raise ScheduleError(
+            f"{len(pending)} events on channels have not acted, the last after step {pending[-1].step} "
+            f"({pending[-1].action} '{pending[-1].tensor}'), and the schedule stands at step {net.schedule.steps}; "
+            "shrink once they have"
+        )
     gone = removable(net, multiple)
     if gone.places():
         remove(net, gone, optimizer or net.schedule.attached)

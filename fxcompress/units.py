@@ -29,6 +29,9 @@ class Unit(Protocol):
     def scores(self, net: nn.Module, values: Mapping[str, Tensor], draw: str) -> Tensor:
         """The worth of each entry; `values` are the weights by pruner."""
 
+    def entries(self, net: nn.Module) -> int:
+        """How many scores there are."""
+
     def choose(self, scores: Tensor, sparsity: float) -> Tensor:
         """Which entries stay, bool, where the unit reaches the sparsity by itself."""
 
@@ -59,6 +62,11 @@ class ElementUnit:
         each = scores(self.rule.criterion, seen, getattr(pruner, "sensitivity", None), draw)
         blocks = Blocks.of(self.rule.pattern)
         return block_scores(each, blocks, self.axes) if blocks else each
+
+    def entries(self, net: nn.Module) -> int:
+        """Elements, or blocks."""
+        blocks = Blocks.of(self.rule.pattern)
+        return self.all_pruners(net)[0].mask.numel() // (blocks.outputs * blocks.inputs if blocks else 1)
 
     def choose(self, scores: Tensor, sparsity: float) -> Tensor:
         """Exactly so many, or so many of each group."""

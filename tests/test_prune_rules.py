@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import InputError, ScheduleError, SpecError
-from fxcompress.masks import block_scores, kept_of_all, kept_of_each, spread_blocks, zeros_in
+from fxcompress.masks import block_scores, kept_of_all, kept_of_each, may_go, spread_blocks, zeros_in
 from fxcompress.patterns import Blocks, Grouped
 
 BASE = {"op": "prune", "target": "weight", "sparsity": 0.5, "start": 2, "ramp": "one-shot"}
@@ -68,10 +68,13 @@ def zeros(net: Any, path: str) -> int:
 )  # fmt: skip
 def test_a_global_scope_prunes_the_least_of_all_and_no_layer_dies(values: Any, sparsity: float, floor: float) -> None:
     scores = [torch.tensor(v, dtype=torch.float32) for v in values]
-    masks = kept_of_all(scores, sparsity, floor)
     n = sum(map(len, values))
-    free = sum(len(v) - max(1, round(floor * len(v))) for v in values)
-    assert sum(int((~m).sum()) for m in masks) == min(zeros_in(sparsity, n), free)
+    if zeros_in(sparsity, n) > may_go([len(v) for v in values], floor):
+        with pytest.raises(ValueError, match="cannot go where a share"):
+            kept_of_all(scores, sparsity, floor)
+        return
+    masks = kept_of_all(scores, sparsity, floor)
+    assert sum(int((~m).sum()) for m in masks) == zeros_in(sparsity, n)
     assert all(bool(m.any()) for m in masks)
 
 
@@ -350,6 +353,7 @@ def test_it_stays_pruned_under_every_optimizer_and_in_an_average(name: str, patt
         ({"criterion": "magnitud"}, "did you mean 'magnitude'"),
         ({"criterion": "nowhere:f"}, "'criterion' is 'nowhere:f', which cannot be found"),
         ({"scope": "global", "sparsity": 0.995}, "'sparsity' is 0.995, and 'floor' keeps 0.01 .*; lower one of them"),
+        ({"scope": "global", "sparsity": 0.98, "floor": 0.02, "pattern": "channel"}, "its floor of 0.02 of every tensor, one at least, leaves 14"),
         ({"until": 8}, "'until' is 8 without an interval"),
         ({"release": 1}, "'release' is step 1; its mask is chosen until step 2"),
         ({"rewind": 5}, "'rewind' is step 5, after its ramp ends at step 2"),

@@ -14,7 +14,7 @@ from helpers import image, seeded
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.errors import InputError, SpecError
+from fxcompress.errors import InputError, ScheduleError, SpecError
 
 CHANNELS = {"op": "prune", "target": "weight", "sparsity": 0.5, "pattern": "channel", "start": 1, "ramp": "one-shot"}
 INT8 = {"op": "quantize", "target": ["weight", "activation"], "bits": 8, "start": 3}
@@ -219,3 +219,17 @@ def test_masked_channels_are_exactly_zero_and_counted() -> None:
         masks["compression.stem.0.weight_pruner"].flatten(), masks["compression.narrow.0.weight_pruner"].flatten()
     )
     assert "compression.head.weight_pruner" not in masks
+
+
+def test_refuses_while_channels_are_still_to_be_pruned() -> None:
+    optimizer = torch.optim.SGD((model := seeded(Block)).parameters(), lr=0.01)
+    rule = {**CHANNELS, "ramp": "linear", "steps": 2, "end": 4}
+    net = fxc.compress(model, {"rules": [rule]}, image(), total_steps=5, optimizer=optimizer)
+    train(net, optimizer, 2)
+    with pytest.raises(
+        ScheduleError, match=r"events on channels have not acted, the last after step 4 .*; shrink once"
+    ):
+        fxc.shrink(net)
+    train(net, optimizer, 3)
+    fxc.shrink(net)
+    assert len(net.stem[0].weight) == 4
