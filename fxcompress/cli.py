@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from fxcompress.errors import FxCompressError
@@ -114,7 +116,10 @@ def _run_plan(chosen: argparse.Namespace) -> None:
     for phase in plan(spec, chosen.steps):
         rule = phase.rule
         to = ", ".join(f"{100 * s:.1f} %" for s in rule.levels()) if isinstance(rule, Prune) else f"{rule.bits} bits"
-        table.add_row(str(phase.rule_index + 1), rule.op, phase.target, ", ".join(map(str, phase.steps)), to)
+        number = str(phase.rule_index + 1)
+        table.add_row(number, rule.op, phase.target, ", ".join(map(str, phase.steps)), to)
+        for action, acts in groupby(phase.more, attrgetter("action")):
+            table.add_row(number, action, phase.target, ", ".join(str(a.step) for a in acts), "")
     Console(highlight=False).print(table)
 
 

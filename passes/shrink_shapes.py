@@ -32,8 +32,8 @@ class ShrinkShapes:
     Before:  %reshape = reshape(%layer_0, (2, 96))
     After:   %reshape = reshape(%layer_0, (2, 64))
 
-    Requires: `kept` and `shapes` are of this graph.
-    Ensures:  every operator that only moves elements yields the shape that is left.
+    Requires: `kept` and `values` are of this graph, and every operator can be made to yield the shape that is left.
+    Ensures:  no number is left that does not fit.
     Leaves alone: what has the right shape already.
     """
 
@@ -59,7 +59,10 @@ class ShrinkShapes:
         return bool(todo)
 
     def ensures(self, gm: GraphModule) -> None:
-        """Nothing more than what was found in `requires`."""
+        """Raise PassError if a number still does not fit."""
+        left = _Rewrites(gm, self.kept, self.values).find()
+        if left:
+            raise PassError(f"'{site(next(iter(left)))}' does not fit the shapes that are left")
 
 
 def _left(node: Node, kept: Kept) -> list[int]:
@@ -129,15 +132,14 @@ class _Rewrites:
         """As many channels around as are left of them."""
         source, pad = cast(Node, node.args[0]), argument(node, 1, "pad")
         axis = len(self.kept[source]) - 2
-        keep = self.kept[node][1]
-        if keep is None or axis < 0 or len(pad) < 2 * (axis + 1):
+        result, keep = self._computed(node), self.kept[node][1]
+        if keep is None or (isinstance(result, Tensor) and list(result.shape) == _left(node, self.kept[node])):
             return
         before, after = pad[2 * axis : 2 * axis + 2]
         left = int(keep[:before].sum()), int(keep[len(keep) - after :].sum())
         fitted = (*pad[: 2 * axis], *left, *pad[2 * axis + 2 :])
-        if tuple(pad) != fitted:
-            rest = {k: v for k, v in node.kwargs.items() if k != "pad"}
-            self._change(node, F.pad, (source, fitted, *node.args[2:]), rest)
+        rest = {k: v for k, v in node.kwargs.items() if k != "pad"}
+        self._change(node, F.pad, (source, fitted, *node.args[2:]), rest)
 
     def _reshape(self, node: Node, wanted: list[int]) -> None:
         source: Any = node.args[0]

@@ -116,7 +116,9 @@ def test_numbers_that_were_sizes_keep_what_they_were() -> None:
         y = m.layer[0](x)
         return m.layer[1](y * y.shape[1] ** -0.5)  # type: ignore[no-any-return]
 
-    without(made(forward, nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)), [0])
+    net = made(forward, nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1))
+    without(net, [0])  # which compares the outputs
+    assert f"mul(%layer_0, {6**-0.5})" in render(net)
 
 
 def test_assumptions_follow() -> None:
@@ -124,7 +126,9 @@ def test_assumptions_follow() -> None:
         y = m.layer[0](x)
         return m.layer[1](y if y.shape[1] == 6 else -y)  # type: ignore[no-any-return]
 
-    without(made(forward, nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)), [5])
+    net = made(forward, nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1))
+    without(net, [5])
+    assert "assume(" in render(net)  # and the call in `without` was not refused
 
 
 def test_refuses_what_nothing_can_fit() -> None:
