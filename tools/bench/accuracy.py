@@ -12,18 +12,13 @@ cell, so that another run goes on where one stopped; delete WORK/cells to measur
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from accuracy_parts.environments import PACKAGES, python_of
+from accuracy_parts.environments import PACKAGES, answer_of, python_of
 from accuracy_parts.table import markdown
 from accuracy_parts.training import RECIPES
 
-HERE = Path(__file__).resolve().parent
 OURS: dict[int, dict[str, str]] = {
     8: {"weight_range": "mse", "activation_range": "mse"},
     4: {"weight_range": "mse", "activation_range": "mse", "scale": "learned"},
@@ -63,27 +58,9 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
     folder = Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     name = "-".join(str(job[key]) for key in ("model", "method", "bits", "edge_bits", "part", "seed")).replace(" ", "")
-    asked, answer = folder / f"{name}.job.json", folder / f"{name}.json"
-    if answer.exists():
-        return json.loads(answer.read_text())  # type: ignore[no-any-return]
-    asked.write_text(json.dumps(job))
-    try:
-        python = python_of(job["method"], folder.parent)
-    except RuntimeError as error:
-        return {**job, "skipped": str(error)}
-    paths = os.pathsep.join([str(HERE.parent.parent), str(HERE)])
-    command = [python, "-W", "ignore", "-m", "accuracy_parts.worker", asked, answer]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=sys.stderr,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+    return answer_of(
+        "accuracy_parts.worker", job, folder / f"{name}.json", lambda: python_of(job["method"], folder.parent)
     )
-    if done.returncode:
-        return {**job, "skipped": (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]}
-    return json.loads(answer.read_text())  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

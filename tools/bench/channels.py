@@ -12,16 +12,12 @@ of an arm that is cut off. Prints the table as Markdown.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from accuracy_parts.environments import TORCH, python_with
+from accuracy_parts.environments import TORCH, answer_of, python_with
 
-HERE = Path(__file__).resolve().parent
 ARMS = {"float": None, "ours": None, "Torch-Pruning, torch.ao": (TORCH, "torch-pruning==1.6.1", "numpy", "pillow")}
 
 
@@ -49,26 +45,10 @@ def _measured(job: dict[str, Any], work: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     arm = "".join(c if c.isalnum() else "-" for c in job["arm"])
     answer = folder / f"{job['model']}-{arm}-{job['epochs']}-{job['seed']}.json"
-    if answer.exists():
-        return json.loads(answer.read_text())  # type: ignore[no-any-return]
-    try:
-        packages = ARMS[job["arm"]]
-        python = python_with(packages, work / arm) if packages else sys.executable
-    except RuntimeError as error:
-        return {**job, "skipped": str(error)}
-    path = os.pathsep.join([str(HERE.parent.parent), str(HERE)])
-    command = [python, "-W", "ignore", "-m", "channels_parts.worker", json.dumps(job), str(answer)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=sys.stderr,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+    packages = ARMS[job["arm"]]
+    return answer_of(
+        "channels_parts.worker", job, answer, lambda: python_with(packages, work / arm) if packages else sys.executable
     )
-    if done.returncode:
-        return {**job, "skipped": (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]}
-    return json.loads(answer.read_text())  # type: ignore[no-any-return]
 
 
 def _markdown(cells: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Run one arm in the environment that runs this: -m channels_parts.worker JOB ANSWER.json."""
+"""Run one arm in the environment that runs this: -m channels_parts.worker JOB.json ANSWER.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODULES = {"float": "arm_float", "ours": "arm_ours", "Torch-Pruning, torch.ao": 
 
 def main() -> None:
     """Read the job, train, write the answer."""
-    job, answer = json.loads(sys.argv[1]), Path(sys.argv[2])
+    job, answer = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     torch.manual_seed(job["seed"])
     start = time.perf_counter()
