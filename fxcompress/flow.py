@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.flow_tables import (
+    ATTENTION,
     ELEMENTWISE,
     GLUS,
     MOVES,
@@ -54,12 +55,8 @@ class Flow:
         known = ((MOVES, self._move), (CATS, self._cat), (ELEMENTWISE, self._pointwise), (SUMS, self._sum))
         more = ((PRODUCTS_BY_ELEMENT, self._product), (SPATIAL, self._spatial), (REDUCTIONS, self._reduce))
         last = ((SOFTMAXES, self._softmax), (MATMULS, self._matmul), (GLUS, self._glu))
-        rolls: Any = (({torch.roll}, self._roll), (SHUFFLES, self._shuffle))
-        attention: Any = (
-            *rolls,
-            ({F.scaled_dot_product_attention}, self._attention),
-        )
-        return next((method for table, method in (*known, *more, *last, *attention) if what in table), None)
+        rest: Any = (({torch.roll}, self._roll), (SHUFFLES, self._shuffle), (ATTENTION, self._attention))
+        return next((method for table, method in (*known, *more, *last, *rest) if what in table), None)
 
     def _same(self, gm: GraphModule, node: Node, x: Labelled, *_: Any, **__: Any) -> Labelled:
         return x
@@ -238,10 +235,10 @@ def _keeps_order(index: Any, x: Labelled) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     if not all(isinstance(p, int | slice | Tensor | type(None) | type(Ellipsis)) for p in parts):
         return False
-    axes = range(x.labels.ndim) if Ellipsis in [p for p in parts if not isinstance(p, Tensor)] else None
     taken = [p for p in parts if p is not None]
     stepped = {axis for axis, p in enumerate(taken) if isinstance(p, slice) and p.step not in (None, 1)}
-    return not stepped & set(varying(x.labels)) if axes is None else not stepped
+    has_dots = any(p is Ellipsis for p in parts)  # behind which places are not axes
+    return not stepped or (not has_dots and not stepped & set(varying(x.labels)))
 
 
 def _tensors(args: Any) -> list[Labelled]:

@@ -42,3 +42,4 @@ SPATIAL: frozenset[Any] = AVERAGE_POOLS | {
 REDUCTIONS: frozenset[Any] = frozenset({torch.mean, "mean", torch.sum, "sum", torch.amax, "amax"})
 SHUFFLES: frozenset[Any] = frozenset({F.channel_shuffle, nn.ChannelShuffle})
 GLUS: frozenset[Any] = frozenset({F.glu, nn.GLU})
+ATTENTION: frozenset[Any] = frozenset({F.scaled_dot_product_attention})

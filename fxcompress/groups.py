@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxcompress.graph import COMPRESSION
-from fxcompress.labels import FIXED, Channels, unique
+from fxcompress.labels import FIXED, Channels
 from fxcompress.masks import kept
 from fxcompress.pruner import Pruner
 from fxcompress.rules import Prune
@@ -29,19 +28,9 @@ class Group:
     weights: tuple[str, ...]
     roots: tuple[int, ...]
 
-    @cached_property
-    def place(self) -> dict[int, int]:
-        """Which channel a label (its root) is."""
-        return {root: k for k, root in enumerate(self.roots)}
-
     def __str__(self) -> str:
         others = len(self.weights) - 1
         return f"{self.weights[0]} and {others} more" if others else self.weights[0]
-
-    def channels_at(self, channels: Channels, labels: Tensor) -> Tensor:
-        """For each of `labels` its channel in this group, -1 where it is none of them."""
-        each, where = unique(channels.unions.roots(labels))
-        return torch.tensor([self.place.get(root, -1) for root in each.tolist()])[where]
 
 
 def find_groups(channels: Channels) -> list[Group]:
@@ -153,7 +142,13 @@ def units(channels: Channels, groups: Iterable[tuple[Group, Prune]]) -> Iterator
     stored = {**channels.producers, **channels.constants}
     places = {f"{COMPRESSION}.{path}_pruner": channels.axes[path, axis] for path, axis in stored.items()}
     places |= {f"{COMPRESSION}.{path}_channels": labels for path, labels in channels.norms.items()}
-    for group, rule in groups:
-        at = {path: group.channels_at(channels, labels) for path, labels in places.items()}
+    ruled = list(groups)
+    known = {root: (g, k) for g, (group, _) in enumerate(ruled) for k, root in enumerate(group.roots)}
+    at: list[dict[str, Tensor]] = [{} for _ in ruled]
+    for path, labels in places.items():
+        found = [known.get(root, (-1, -1)) for root in channels.unions.roots(labels).tolist()]
+        for of in {g for g, _ in found if g >= 0}:
+            at[of][path] = torch.tensor([k if g == of else -1 for g, k in found])
+    for (group, rule), masks in zip(ruled, at, strict=True):
         weights = {f"{COMPRESSION}.{path}_pruner": channels.producers[path] for path in group.weights}
-        yield ChannelUnit({p: c for p, c in at.items() if bool((c >= 0).any())}, weights, len(group.roots), rule)
+        yield ChannelUnit(masks, weights, len(group.roots), rule)

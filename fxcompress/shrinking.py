@@ -96,7 +96,7 @@ def _rounded(channels: Channels, removable: set[int], multiple: int) -> set[int]
     """Those of `removable` that go when every layer keeps a channel, and a multiple."""
     removed = set(removable)
     layers = [channels.unions.roots(channels.axes[path, axis]) for path, axis in channels.producers.items()]
-    while any(_keep_some(labels.tolist(), removed, multiple) for labels in layers):
+    while max((_keep_some(labels.tolist(), removed, multiple) for labels in layers), default=False):
         pass  # what stays for one layer may leave another without a multiple
     return removed
 
