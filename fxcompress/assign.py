@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from torch.fx import Node
+
 from fxcompress.errors import SpecError
 from fxcompress.groups import Group
-from fxcompress.operators import shape_of
+from fxcompress.operators import CONVOLUTIONS, TRANSPOSED, is_product, shape_of
 from fxcompress.patterns import Blocks, Grouped
 from fxcompress.rules import Prune, Quantize
 from fxcompress.sites import Kind, Site
@@ -130,13 +132,20 @@ def _refuse_pattern(index: int, rule: Prune | Quantize, site: Site) -> None:
             problem = f"has the shape {shape}, which its pattern does not divide"
     if site.kind == "weight" and rule.rewind is not None and site.node.op != "get_attr":
         problem = "is computed from parameters and cannot go back"
-    if site.kind == "activation" and rule.sizes == "centre" and len(shape) < 4:
-        problem = f"has the shape {shape}, which has no centre"
+    if site.kind == "activation" and rule.sizes == "centre" and not _is_of_convolution(site.node):
+        problem = f"has the shape {shape} and comes out of no convolution, so it has no centre"
     if problem:
         raise SpecError(
             f"rule {index + 1} '{rule}': {site.kind} '{site.name}' ({'/'.join(site.types)}) {problem}; select others "
             "with 'match' or 'exclude'"
         )
+
+
+def _is_of_convolution(node: Node) -> bool:
+    """Whether the unit that ends with `node` begins with a convolution."""
+    while not is_product(node) and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.target in CONVOLUTIONS | TRANSPOSED
 
 
 def _put(chosen: dict[str, int], site: Site, index: int, spec: Spec) -> None:

@@ -28,6 +28,7 @@ from fxcompress.module import CompressedModule
 from fxcompress.names import output_names, quantized_names
 from fxcompress.onnx_types import Types, integers_of, narrow_types, refuse_types, translations
 from fxcompress.runtime import session
+from fxcompress.sizes import fitted
 from fxcompress.targets import TARGETS
 from fxcompress.verify import Verification, verify
 
@@ -58,7 +59,7 @@ def export_onnx(
     _refuse_opset(opset)
     _refuse_islands(net)
     inputs = bind_example(net, example_inputs)
-    lowered = lower(net).cpu()
+    lowered = lower(fitted(net, inputs)).cpu()
     _refuse_writes(lowered)
     types = Types(opset, TARGETS[net.schedule.target].narrowest_types)
     refuse_types(lowered, types)

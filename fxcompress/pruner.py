@@ -55,7 +55,7 @@ class Pruner(nn.Module):
         is_observing = self.observing and self.training
         if not self.is_enabled and not is_observing:
             return x
-        mask = self._fitting(x) if self.of_activation else self.mask
+        mask = self.fitting(x) if self.of_activation else self.mask
         if is_observing and self.of_activation:
             self._look_at(x)
         pruned: Tensor = x
@@ -72,7 +72,7 @@ class Pruner(nn.Module):
                 seen = seen.mean(axis, keepdim=True)
         self.magnitude += centred(seen, self.mask.shape, 0.0)
 
-    def _fitting(self, x: Tensor) -> Tensor:
+    def fitting(self, x: Tensor) -> Tensor:
         """The mask for an activation of any size that it can serve."""
         sample, own = x.shape[1:], self.mask.shape
         if len(sample) == len(own) and all(n in (1, m) for n, m in zip(own, sample, strict=True)):

@@ -33,6 +33,7 @@ from fxcompress.pipeline import run
 from fxcompress.qdq import QUANTIZE_DEQUANTIZE
 from fxcompress.runs import Run, run_everywhere
 from fxcompress.runtime import float_operators, mask_cost
+from fxcompress.sizes import fitted
 
 
 def verify(net: CompressedModule, path: str | os.PathLike[str], inputs: Any = None) -> Verification:
@@ -46,7 +47,7 @@ def verify(net: CompressedModule, path: str | os.PathLike[str], inputs: Any = No
     if not path.is_file():
         raise VerifyError(f"no file '{path}'; export the net first")
     feeds = bind_example(net, inputs)
-    graph = lower(net).cpu()
+    graph = lower(fitted(net, feeds)).cpu()
     names = quantized_names(graph)
     run(graph, [IntegerProducts()])
     model = _read(path)

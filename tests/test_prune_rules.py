@@ -282,6 +282,15 @@ def test_a_mask_in_the_centre_serves_other_sizes() -> None:
         plain.eval()(torch.randn(1, 3, 9, 7))
 
 
+@pytest.mark.parametrize("size", [(4, 4), (8, 6), (2, 2)])
+def test_a_mask_in_the_centre_is_exported_at_every_size(size: tuple[int, int], tmp_path: Path) -> None:
+    net, optimizer = compressed({**BASE, "target": "activation", "sizes": "centre", "match": {"name": "relu"}}, INT8)
+    train(net, optimizer, 0, 10)
+    found = fxc.export_onnx(net.eval(), tmp_path / "net.onnx", torch.randn(2, 3, *size))
+    assert found.ok, str(found)
+    assert pruner(net, "relu").mask.shape == (8, 4, 4)
+
+
 @pytest.mark.parametrize("target", ["weight", "activation"])
 def test_pruning_behind_quantization_exports(target: str, tmp_path: Path) -> None:
     rule = {**BASE, "target": target, "composition": "p(q(x))", "start": 8}
@@ -374,3 +383,10 @@ def test_every_choice_round_trips_through_text() -> None:
     spec = fxc.Spec.of({"rules": [{**rule, "interval": 3, "until": "90%", "rewind": "5%", "gradient": "dense"}]})
     assert fxc.Spec.parse(str(spec)) == spec
     assert fxc.Prune(target="weight", sparsity=0.5, criterion=distance).criterion == "test_prune_rules:distance"
+
+
+def test_a_mask_in_the_centre_wants_a_convolution() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    rule = {**BASE, "target": "activation", "sizes": "centre"}
+    with pytest.raises(SpecError, match=r"activation '1' .* comes out of no convolution, so it has no centre"):
+        fxc.compress(model, {"rules": [rule]}, torch.randn(2, 3, 5, 4), total_steps=4)
