@@ -97,7 +97,7 @@ def test_folds_into_a_batch_norm_behind_a_float_weight() -> None:
     torch.testing.assert_close(gm(image()), expected, rtol=0, atol=0)
 
 
-def test_no_mask_of_channels_is_left_in_the_file(tmp_path: object) -> None:
+def test_no_mask_of_channels_is_left_in_the_frozen_graph() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     net = trained(model, {"rules": [CHANNELS, INT8]}, image())
     assert "mul(" not in render(fxc.freeze(net))
