@@ -4,6 +4,9 @@ from fxcompress.api import compress as compress
 from fxcompress.calibration import calibrate as calibrate
 from fxcompress.export import export_onnx as export_onnx
 from fxcompress.frozen import freeze as freeze
+from fxcompress.mask_sets import keep_masks as keep_masks
+from fxcompress.mask_sets import kept_masks as kept_masks
+from fxcompress.mask_sets import use_masks as use_masks
 from fxcompress.module import CompressedModule as CompressedModule
 from fxcompress.report import report as report
 from fxcompress.rules import Prune as Prune

@@ -152,7 +152,7 @@ class _Walk:
         if not module.is_enabled:
             return x
         try:
-            dead = x.dead | ~module.mask.cpu()
+            dead = x.dead | ~module.ever_kept.cpu()
         except RuntimeError:  # a mask of another input size
             dead = x.dead
         return Labelled(x.labels, dead, x.vanishes)

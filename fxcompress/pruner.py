@@ -14,6 +14,8 @@ from fxcompress.errors import InputError
 from fxcompress.masks import kept
 from fxcompress.rules import Prune
 
+_KEPT = "kept_as_"
+
 
 class Pruner(nn.Module):
     """A mask over a weight's elements, or over (C, H, W) of an activation, the same for every sample.
@@ -22,7 +24,8 @@ class Pruner(nn.Module):
     covers whole; `enabled` bool []; `frozen` bool [], once the mask will not change any more. For activations
     `magnitude` float32 of the mask's shape, the running sum of |x| over the samples seen; for criteria that look at
     gradients `sensitivity` float32 of the weight's shape, the running sum of -gradient x weight; for weights that go
-    back `origin`, what they were. `is_enabled`, `is_frozen` and `observing` are the flags a forward pass reads.
+    back `origin`, what they were; a mask kept under a name is `kept_as_<name>`. `is_enabled`, `is_frozen` and
+    `observing` are the flags a forward pass reads.
     """
 
     mask: Tensor
@@ -110,7 +113,32 @@ class Pruner(nn.Module):
         """Lift the mask."""
         self.mask.fill_(True)
         self.enabled.fill_(False)
-        self.is_enabled = False
+        self.frozen.fill_(False)
+        self.is_enabled = self.is_frozen = False
+
+    @property
+    def kept_masks(self) -> tuple[str, ...]:
+        """The names of the masks that are kept."""
+        return tuple(name.removeprefix(_KEPT) for name in self._buffers if name.startswith(_KEPT))
+
+    def keep_mask(self, name: str) -> None:
+        """Keep the mask as it is now under `name`."""
+        self.register_buffer(f"{_KEPT}{name}", self.mask.clone())
+
+    def use_mask(self, name: str | None) -> None:
+        """Multiply by a mask that is kept; by none for None."""
+        if name is None:
+            self.release()
+        else:
+            self.keep(self.get_buffer(f"{_KEPT}{name}"))
+
+    @property
+    def ever_kept(self) -> Tensor:
+        """What the mask or any that is kept keeps, bool."""
+        mask = self.mask
+        for name in self.kept_masks:
+            mask = mask | self.get_buffer(f"{_KEPT}{name}")
+        return mask
 
     def reset(self) -> None:
         """Forget what was observed."""
@@ -137,8 +165,14 @@ class Pruner(nn.Module):
         self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
+        # The masks kept are those of the state, if it has any of this module.
+        for name in self.kept_masks if f"{prefix}mask" in state_dict else ():
+            delattr(self, f"{_KEPT}{name}")
+        for key in state_dict:
+            if key.startswith(f"{prefix}{_KEPT}"):
+                self.register_buffer(key.removeprefix(prefix), torch.ones_like(self.mask))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
 
     def extra_repr(self) -> str:

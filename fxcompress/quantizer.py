@@ -148,6 +148,11 @@ class Quantizer(nn.Module):
         self.enabled.fill_(True)
         self.is_enabled = True
 
+    def release(self) -> None:
+        """Quantize no more."""
+        self.enabled.fill_(False)
+        self.is_enabled = False
+
     def reset(self) -> None:
         """Forget what was observed."""
         if self.observer is not None:

@@ -58,6 +58,18 @@ class Schedule:
         """Let the events of step 0 act and open the first windows; `compress` calls it once."""
         self._act()
 
+    def restart(self) -> None:
+        """Begin again: masks and grids are lifted, and all events act anew, counted from here.
+
+        Weights stay as they are, and so do masks that are kept under names. An attached optimizer moves it on.
+        """
+        for _, module in _compressors(self.net):
+            module.release()
+            module.reset()
+            module.observing = False
+        self.steps = 0
+        self.start()
+
     def step(self) -> None:
         """Note one completed optimizer step and let its events act.
 

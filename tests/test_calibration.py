@@ -79,3 +79,58 @@ def test_refuses_what_it_cannot_do(spec: str, batches: Any, message: str) -> Non
 def test_refuses_another_module() -> None:
     with pytest.raises(ScheduleError, match="got Mlp"):
         fxc.calibrate(seeded(Mlp), [rows()])  # type: ignore[arg-type]
+
+
+class Layers(nn.Module):
+    """Products of all kinds, with a bias, a batch norm or neither to take up a shift; one called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.b, self.c = nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2), nn.Conv2d(6, 6, 1)
+        self.d, self.e = nn.Linear(6, 5), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.b(torch.relu(self.bn(self.a(x))))
+        x = self.c(torch.relu(self.c(x)))
+        return self.e(torch.relu(self.d(x.mean((2, 3)))))  # type: ignore[no-any-return]
+
+
+def test_corrected_biases_take_up_the_mean_error_of_the_weights() -> None:
+    rules = [{"op": "quantize", "target": "weight", "bits": 4, "first_last_bits": 4}]
+    batches = [image() * k for k in (1, 2)]
+    model = seeded(Layers)
+    before = copy.deepcopy(model)
+    net = compressed(model, image(), {"rules": rules})
+    fxc.calibrate(net, batches, correct_bias=True)
+    shifted = [n for n, t in net.state_dict().items() if n in before.state_dict() and not _equal(t, before, n)]
+    assert shifted == ["bn.running_mean", "b.bias", "c.bias", "d.bias"]
+    assert not [n for n, _ in net.named_modules() if "error" in n]
+    with torch.no_grad():
+        inputs, rounded = torch.cat(batches), net.compression.a.weight_quantizer(net.a.weight)
+        error = nn.functional.conv2d(inputs, rounded - net.a.weight, padding=1).mean((0, 2, 3))
+    torch.testing.assert_close(net.bn.running_mean, before.bn.running_mean + error)
+
+
+def _equal(value: Any, model: nn.Module, name: str) -> bool:
+    return torch.equal(value, model.state_dict()[name])
+
+
+def test_corrected_biases_bring_outputs_nearer(tmp_path: Any) -> None:
+    batches = [image() * k for k in (1, 2)]
+    distances = {}
+    for correct in (False, True):
+        model = seeded(Layers).eval()
+        expected = model(batches[1]).detach()
+        net = compressed(model, image(), {"rules": [{"op": "quantize", "target": "weight", "bits": 3}]})
+        fxc.calibrate(net, batches, correct_bias=correct)
+        distances[correct] = float((net.eval()(batches[1]) - expected).detach().square().mean())
+    assert distances[True] < distances[False]
+    assert fxc.export_onnx(net, tmp_path / "net.onnx").ok
+
+
+def test_batches_that_can_be_read_once_cannot_correct_biases() -> None:
+    net = compressed(seeded(Mlp), rows())
+    with pytest.raises(ScheduleError, match="generator, which can be read once, and correct_bias=True reads it twice"):
+        fxc.calibrate(net, (rows() for _ in range(2)), correct_bias=True)
+    assert net.schedule.pending()

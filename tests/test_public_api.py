@@ -15,8 +15,8 @@ from fxcompress import errors
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
-    "CompressedModule", "Prune", "Quantize", "Spec", "calibrate", "compress", "export_onnx", "freeze", "load", "report",
-    "save", "shrink", "verify",
+    "CompressedModule", "Prune", "Quantize", "Spec", "calibrate", "compress", "export_onnx", "freeze", "keep_masks",
+    "kept_masks", "load", "report", "save", "shrink", "use_masks", "verify",
 ]  # fmt: skip
 LEAVES = [
     "capture", "errors", "graph", "grid", "module", "notation", "operators", "pipeline", "pruner", "quantizer",

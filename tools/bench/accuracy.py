@@ -19,8 +19,8 @@ from accuracy_parts.environments import PACKAGES, answer_of, python_of
 from accuracy_parts.table import markdown
 from accuracy_parts.training import RECIPES
 
-OURS: dict[int, dict[str, str]] = {
-    8: {"weight_range": "mse", "activation_range": "mse"},
+OURS: dict[int, dict[str, Any]] = {
+    8: {"weight_range": "mse", "activation_range": "mse", "correct_bias": True},
     4: {"weight_range": "mse", "activation_range": "mse", "scale": "learned"},
 }
 """Chosen on the part `select`, which no method trains, calibrates or is tested on."""

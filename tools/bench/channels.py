@@ -4,9 +4,10 @@
 tools/bench/channels.py --data-root DATA --work WORK [--epochs 3] [--seeds 0 1]
 
 All arms start from the same weights and see the same batches for the same number of steps: the float network, ours
-(one training through a schedule, then `shrink` and ONNX Runtime), and Torch-Pruning by group magnitude, then torch.ao's
-quantization-aware training for the last steps. WORK gets an environment for the peer, every measured arm, and the state
-of an arm that is cut off. Prints the table as Markdown.
+(one training through a schedule with `shrink` on the way, then ONNX Runtime), and Torch-Pruning by group magnitude,
+then torch.ao's quantization-aware training for the last steps. The two that compress learn from the trained float
+network's answers as well as from labels. WORK gets an environment for the peer and every measured arm. Prints the table
+as Markdown.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     options = parser.parse_args()
     jobs = [
         {"arm": arm, "seed": seed, "epochs": options.epochs, "model": options.model,
+         "folder": str(options.work.resolve() / "channels"),
          "data_root": str(options.data_root.resolve())}
         for arm in options.arms for seed in options.seeds
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def quantize(model: nn.Module, teacher: nn.Module, task: Task, work: Work, setti
     batches = calibration_batches(task)
     optimizer = work.recipe.optimizer(model.parameters())
     net = fxc.compress(model, spec_of(work, settings), batches[0][:2], total_steps=1, optimizer=optimizer)
-    fxc.calibrate(net, batches)
+    fxc.calibrate(net, batches, correct_bias=bool(settings.get("correct_bias")))
     net.eval()
     if work.bits < 8:
         fine_tune(net, optimizer, teacher, task, work)

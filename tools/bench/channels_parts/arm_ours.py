@@ -30,14 +30,16 @@ def spec(sparsity: float) -> dict[str, Any]:
 
 def run(training: Training) -> dict[str, Any]:
     """Train through the schedule, shrink after pruning, export and test in ONNX Runtime."""
+    training.learn_from_float()
     model, x = training.model, training.task.float(training.task.train[0][:4])
     whole = sum(p.numel() for p in model.parameters())
     optimizer = training.optimizer(model.parameters())
     net = fxc.compress(model, spec(0.5), x, total_steps=training.steps, optimizer=optimizer)
     before = sum(r.macs for r in fxc.report(net).rows)
-    eight = int(QUANTIZED * training.steps)
-    training.run(net, optimizer, 0, eight)
-    fxc.shrink(net)
+    gone, eight = (int(share * training.steps) + 1 for share in (PRUNED, QUANTIZED))
+    training.run(net, optimizer, 0, gone)
+    fxc.shrink(net, optimizer)
+    training.run(net, optimizer, gone, eight)
     in_float = training.accuracy(copy.deepcopy(net))
     training.run(net, optimizer, eight, training.steps)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ ENGINE = "onednn"
 def run(training: Training) -> dict[str, Any]:
     """Prune while training, quantize for the last steps, convert and test."""
     warnings.filterwarnings("ignore")
+    training.learn_from_float()
     model, x = training.model, training.task.float(training.task.train[0][:4])
     whole, macs = sum(p.numel() for p in model.parameters()), macs_of(model, x)
     inner = {m: 0.5 for name, m in model.named_modules() if name.startswith("layer") and name.endswith("conv1")}

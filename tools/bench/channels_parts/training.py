@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BATCH, RATE, DECAY = 128, 0.02, 5e-4
-PRUNED, QUANTIZED = 0.3, 0.7
+PRUNED, QUANTIZED = 0.2, 0.8
 """Shares of training by which all channels are gone, and after which 8 bits begin."""
+SOFT, TEMPERATURE = 0.9, 4.0
+"""Weight and temperature of the float network's answers in the loss of the others (arXiv 1503.02531, section 2)."""
 
 
 class Training:
@@ -24,7 +27,14 @@ class Training:
         root = Path(job["data_root"])
         self.task: Task = load_task("resnet20", root)
         self.model: nn.Module = load_model(job["model"], root)
+        self.teacher: nn.Module | None = None
+        self.state = Path(job["folder"]) / f"{job['model']}-float-{job['epochs']}-{job['seed']}.pt"
         self.seed, self.steps = int(job["seed"]), int(job["epochs"]) * (len(self.task.train[0]) // BATCH)
+
+    def learn_from_float(self) -> None:
+        """From now on labels and the trained float network's answers are what is learned."""
+        self.teacher = copy.deepcopy(self.model).eval()
+        self.teacher.load_state_dict(torch.load(self.state, weights_only=True))
 
     def optimizer(self, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
         """SGD with momentum and weight decay."""
@@ -41,13 +51,22 @@ class Training:
             x, labels = self._batch(step)
             for group in optimizer.param_groups:
                 group["lr"] = self.rate(step)
-            loss = F.cross_entropy(net(x), labels)
+            loss = self._loss(net(x), x, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if step % 50 == 0:
                 print(f"step {step} of {self.steps}: loss {float(loss):.4f}", flush=True)
         net.eval()
+
+    def _loss(self, logits: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+        hard = F.cross_entropy(logits, labels)
+        if self.teacher is None:
+            return hard
+        with torch.no_grad():
+            wanted = (self.teacher(x) / TEMPERATURE).log_softmax(1)
+        soft = F.kl_div((logits / TEMPERATURE).log_softmax(1), wanted, reduction="batchmean", log_target=True)
+        return (1 - SOFT) * hard + SOFT * TEMPERATURE**2 * soft
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Batch number `step`: shuffled anew each epoch, flipped and shifted by up to 4 pixels."""
