@@ -44,7 +44,7 @@ from fxcompress.spec import Spec
 from fxcompress.suitable import refuse_inputs, refuse_unsuitable
 from fxcompress.targets import TARGETS, Target, check_target, notes_on
 from fxcompress.timeline import Event
-from fxcompress.timing import Phase, plan
+from fxcompress.timing import Length, Phase, plan
 from fxcompress.units import ElementUnit, Unit
 
 
@@ -54,6 +54,7 @@ def compress(  # noqa: PLR0913 - the public surface
     example_inputs: Any,
     *,
     total_steps: int | None = None,
+    steps_per_epoch: int | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     target: str = "onnxruntime",
 ) -> CompressedModule:
@@ -64,6 +65,7 @@ def compress(  # noqa: PLR0913 - the public surface
         spec: the notation (`"P0.5(w,f) -> Q8(w,f)"`), a path to a YAML, TOML or JSON file, a dict or a `Spec`.
         example_inputs: a tensor, a tuple of positional or a dict of keyword inputs that the model is called with.
         total_steps: optimizer steps of the whole training; needed where times are percentages or left out.
+        steps_per_epoch: optimizer steps of an epoch; needed where times are in epochs (`@115ep`).
         optimizer: if given, its completed steps move the schedule; else call `net.schedule.step()` after each. Learned
             scales need one, and become a group of it without weight decay.
         target: the runtime that the net is meant for: "onnxruntime" (with 8-bit dot products, such as AVX512-VNNI),
@@ -73,7 +75,8 @@ def compress(  # noqa: PLR0913 - the public surface
     """
     rules = Spec.of(spec)
     check_target(rules, target)
-    plan(rules, total_steps)
+    length = Length(total_steps, steps_per_epoch)
+    plan(rules, *length)
     refuse_unsuitable(model, rules)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise ScheduleError(f"optimizer is {optimizer!r}; pass a torch.optim.Optimizer, or leave it out")
@@ -84,7 +87,7 @@ def compress(  # noqa: PLR0913 - the public surface
         )
     inputs = bind(model, example_inputs)
     refuse_inputs(inputs)
-    net = compressed(model, rules, inputs, total_steps, target)
+    net = compressed(model, rules, inputs, length, target)
     net.schedule.start()
     if optimizer is not None:
         net.schedule.attach(optimizer)
@@ -92,11 +95,11 @@ def compress(  # noqa: PLR0913 - the public surface
 
 
 def compressed(
-    model: nn.Module, spec: Spec, inputs: Mapping[str, Any], total_steps: int | None, target: str
+    model: nn.Module, spec: Spec, inputs: Mapping[str, Any], length: Length, target: str
 ) -> CompressedModule:
     """`model` rewritten, with a schedule that has not begun; `inputs` by parameter name."""
     with _without_collector():
-        return _compressed(model, spec, inputs, total_steps, target)
+        return _compressed(model, spec, inputs, length, target)
 
 
 @contextmanager
@@ -112,9 +115,9 @@ def _without_collector() -> Iterator[None]:
 
 
 def _compressed(
-    model: nn.Module, spec: Spec, inputs: Mapping[str, Any], total_steps: int | None, target: str
+    model: nn.Module, spec: Spec, inputs: Mapping[str, Any], length: Length, target: str
 ) -> CompressedModule:
-    phases = plan(spec, total_steps)
+    phases = plan(spec, *length)
     net = captured_net(model, inputs)
     sites = sites_for(TARGETS[target], net.views())
     assignment = assign(spec, list(sites.values()))
@@ -127,7 +130,7 @@ def _compressed(
     acting: dict[str, Unit] = {**channels.units, **dict(_units(assignment, sites))}
     _refuse_floors(net, spec, acting.values())
     notes = (*_island_notes(net), *notes_on(spec, TARGETS[target]), *_notes(assignment, sites))
-    net.schedule = Schedule(net, tuple(events), total_steps, inputs, target, notes, acting, channels.left_alone)
+    net.schedule = Schedule(net, tuple(events), length, inputs, target, notes, acting, channels.left_alone)
     return net
 
 

@@ -99,28 +99,38 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=int, help="optimizer steps of the training; needed unless the spec gives every time in steps"
     )
+    parser.add_argument("--steps-per-epoch", type=int, help="optimizer steps of an epoch, for times such as 115ep")
+    parser.add_argument("--picture", type=Path, help="write the timeline to this .png, .svg or .pdf file too")
 
 
 def _run_plan(chosen: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from fxcompress.picture import write_picture
     from fxcompress.rules import Prune
     from fxcompress.spec import Spec
     from fxcompress.timing import plan
+    from fxcompress.tracks import bars, tracks
 
     spec = Spec.of(chosen.spec)
+    phases = plan(spec, chosen.steps, chosen.steps_per_epoch)
+    length = chosen.steps or max((act.step for phase in phases for act in phase.acts_of()), default=1)
+    if chosen.picture:
+        write_picture(tracks(phases), length, chosen.picture)
     table = Table(title=f"{spec} over {chosen.steps} steps" if chosen.steps else str(spec))
     for column in ("rule", "what", "target", "after step", "to"):
         table.add_column(column)
-    for phase in plan(spec, chosen.steps):
+    for phase in phases:
         rule = phase.rule
         to = ", ".join(f"{100 * s:.1f} %" for s in rule.levels()) if isinstance(rule, Prune) else f"{rule.bits} bits"
         number = str(phase.rule_index + 1)
         table.add_row(number, rule.op, phase.target, ", ".join(map(str, phase.steps)), to)
         for action, acts in groupby(phase.more, attrgetter("action")):
             table.add_row(number, action, phase.target, ", ".join(str(a.step) for a in acts), "")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("\n".join(bars(tracks(phases), length)))
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:

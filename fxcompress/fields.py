@@ -151,7 +151,8 @@ _TARGET_NAMES = {"type": "string", "enum": list(_TARGETS)}
 _TARGETS_SCHEMA = {"anyOf": [_TARGET_NAMES, {**_STRINGS, "items": _TARGET_NAMES, "uniqueItems": True}]}
 _PATTERNS_SCHEMA = {"anyOf": [{"type": "string"}, _STRINGS, {"type": "null"}]}
 _PERCENT = {"type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]+)?%$"}
-_TIME_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, _PERCENT, {"type": "null"}]}
+_EPOCHS = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)? ?(ep|epochs?)$"}
+_TIME_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, _PERCENT, _EPOCHS, {"type": "null"}]}
 
 Target = Literal["weight", "activation"]
 Targets = Annotated[tuple[Target, ...], BeforeValidator(_targets), WithJsonSchema(_TARGETS_SCHEMA)]

@@ -3,8 +3,8 @@
 The notation is that of arXiv 2110.08271 with times added: ``P0.5(w,f)@40%..64% -> Q8(w,f)@92%``.
 
 ``P0.5(w,f)`` prunes weights ``w`` and features (activations) ``f`` to sparsity 0.5, ``Q8(w,f)`` quantizes both to
-8 bits. ``@`` gives the time an item starts, in percent of training or in optimizer steps; a prune item may also say
-when it ends. Arrows give the time order, so a later item must not start before an earlier one.
+8 bits. ``@`` gives the time an item starts, in percent of training, in epochs (``@115ep``) or in optimizer steps; a
+prune item may also say when it ends. Arrows give the time order, so a later item must not start before an earlier one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _GRAMMAR = r"""
 
     SPARSITY: /([0-9]+(\.[0-9]+)?|\.[0-9]+)(e[+-]?[0-9]+)?/
     BITS: /[0-9]{1,18}/
-    TIME: /[0-9]+(\.[0-9]+)?\s*%|[0-9]{1,18}/
+    TIME: /[0-9]+(\.[0-9]+)?\s*(%|ep)|[0-9]{1,18}/
     TARGET: /[wf](?![a-z])/
     _TO: ".."
     _ARROW: "->" | "→"
@@ -49,7 +49,7 @@ _WORDS = {
     "COMMA": "','",
     "RPAR": "')'",
     "AT": "'@' and a time",
-    "TIME": "a time (40% or a whole step such as 4000)",
+    "TIME": "a time (40%, 115ep or a whole step such as 4000)",
     "_TO": "'..' and the time it ends",
     "_ARROW": "'->' and another item",
     "$END": "the end",
@@ -81,16 +81,16 @@ def to_notation(rules: Iterable[Mapping[str, object]], *, any_units: bool = Fals
     """Write dicts of rule fields (as `parse_notation` returns them) as notation, or return None if it cannot say them.
 
     It cannot say other fields than targets, amount and times, nor starts that contradict the arrows. Whether starts in
-    both percent and steps do so is known only with the length of training, so they are written only with `any_units`.
+    several units do so is known only with the length of training, so they are written only with `any_units`.
     """
     rules = list(rules)
     items = [to_item(rule) for rule in rules]
     written = [item for item in items if item is not None]
     starts = [start for rule in rules if isinstance(start := rule.get("start"), int | str)]
-    by_unit = [[_amount(start) for start in starts if _is_percent(start) is unit] for unit in (True, False)]
+    by_unit = [[_amount(start) for start in starts if _unit(start) == unit] for unit in {*map(_unit, starts)}]
     if len(written) < len(items) or any(times != sorted(times) for times in by_unit):
         return None
-    return " -> ".join(written) if any_units or not all(by_unit) else None
+    return " -> ".join(written) if any_units or len(by_unit) < 2 else None
 
 
 def to_item(rule: Mapping[str, object]) -> str | None:
@@ -115,26 +115,29 @@ def looks_like_notation(text: str) -> bool:
 
 
 def read_time(value: object) -> int | str:
-    """Check a time: a step comes back as it is, a percentage in its shortest form. Raises ValueError with the fix."""
+    """Check a time: a step comes back as it is, percent and epochs in their shortest form. Raises ValueError with the
+    fix."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
         return value
     if isinstance(value, float) and 0 <= value <= 1:
         raise ValueError(f"write '{value * 100:g}%' for a share of training, or a whole number for a step")
     text = value.strip() if isinstance(value, str) else ""
-    found = re.fullmatch(r"([0-9]{1,18})(\.[0-9]{1,18})?\s*(%?)", text)
+    found = re.fullmatch(r"([0-9]{1,18})(\.[0-9]{1,18})?\s*(%|ep|epochs?|)", text)
     if found is None or (found[2] and not found[3]):
-        raise ValueError("write a whole step such as 4000, or a percentage of training such as '40%'")
+        raise ValueError("write a whole step such as 4000, a percentage of training such as '40%', or epochs: '115ep'")
     if not found[3]:
         raise ValueError(f"write {found[1]} without quotes for a step, or '{found[1]}%' for a share of training")
     whole, fraction = int(found[1]), (found[2] or "").rstrip("0").rstrip(".")
+    if found[3] != "%":
+        return f"{whole}{fraction}ep"
     if (whole, fraction) > (100, ""):
         raise ValueError("a percentage of training is from '0%' to '100%'")
     return f"{whole}{fraction}%"
 
 
 def is_later(first: int | str, second: int | str) -> bool:
-    """Whether the first of two times is certainly later; a step and a percentage cannot be compared here."""
-    return _is_percent(first) is _is_percent(second) and _amount(first) > _amount(second)
+    """Whether the first of two times is certainly later; times of different units cannot be compared here."""
+    return _unit(first) == _unit(second) and _amount(first) > _amount(second)
 
 
 def to_yaml(rules: Iterable[Mapping[str, object]]) -> str:
@@ -199,7 +202,7 @@ def _rule(item: Tree[Token]) -> dict[str, object]:
     for key, time in zip(("start", "end"), times, strict=False):
         if time is not None:
             text = "".join(str(time).split())
-            rule[key] = text if _is_percent(text) else int(text)
+            rule[key] = text if _unit(text) else int(text)
     return rule
 
 
@@ -217,26 +220,27 @@ def _times_text(start: object, end: object) -> str | None:
 
 
 def _check_order(text: str, items: list[Tree[Token]]) -> None:
-    """Refuse an item that starts before an earlier one; percent and steps are compared only with their own kind."""
-    latest: dict[bool, tuple[Token, Tree[Token]]] = {}
+    """Refuse an item that starts before an earlier one; each unit is compared only with its own kind."""
+    latest: dict[str, tuple[Token, Tree[Token]]] = {}
     for item in items:
         start = item.children[2]
         if not isinstance(start, Token):
             continue
-        time, earlier = latest.get(_is_percent(start), (start, item))
+        time, earlier = latest.get(_unit(start), (start, item))
         if _amount(start) < _amount(time):
             here, there = _source(text, item), _source(text, earlier)
             why = f"'{here}' starts at {start}, before '{there}', which starts at {time}; swap them or move a time"
             raise _error(text, start.start_pos or 0, why)
-        latest[_is_percent(start)] = (start, item)
+        latest[_unit(start)] = (start, item)
 
 
-def _is_percent(time: int | str) -> bool:
-    return str(time).endswith("%")
+def _unit(time: int | str) -> str:
+    """ "%", "ep", or "" for steps."""
+    return str(time).lstrip("0123456789. ")
 
 
 def _amount(time: int | str) -> Decimal:
-    return Decimal(str(time).removesuffix("%").strip())
+    return Decimal(str(time).removesuffix(_unit(time)).strip())
 
 
 def _source(text: str, item: Tree[Token]) -> str:

@@ -39,7 +39,7 @@ class Prune(Rule):
     pattern: Annotated[str, BeforeValidator(read_pattern), WithJsonSchema({"type": "string"})] = Field(
         UNSTRUCTURED, description=f"{_PATTERN_TEXT}: which entries go together"
     )
-    end: Time = Field(None, description="a step or a percentage such as 64%: when the last event of the ramp acts")
+    end: Time = Field(None, description="a step, a percentage such as 64% or epochs such as 20ep: when the last event of the ramp acts")
     ramp: Literal["cubic", "linear", "polynomial", "one-shot"] = Field(
         "cubic", description="'cubic', 'linear', 'polynomial' or 'one-shot': how sparsity rises"
     )
@@ -51,11 +51,11 @@ class Prune(Rule):
         None, description="a whole number, 1 or more: optimizer steps between events, instead of 'end'"
     )
     until: Time = Field(
-        None, description="a step or a percentage: the mask is chosen anew every 'interval' steps until then"
+        None, description="a step, a percentage or epochs: the mask is chosen anew every 'interval' steps until then"
     )
-    release: Time = Field(None, description="a step or a percentage: when the mask is lifted, for dense recovery")
+    release: Time = Field(None, description="a step, a percentage or epochs: when the mask is lifted, for dense recovery")
     rewind: Time = Field(
-        None, description="a step or a percentage: weights go back to what they were then, once all is pruned"
+        None, description="a step, a percentage or epochs: weights go back to what they were then, once all is pruned"
     )
     sequence: Literal["together", "front-to-back"] = Field(
         "together", description="'together' or 'front-to-back': whether tensors ramp at once or one after another"

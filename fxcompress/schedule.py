@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,14 @@ from fxcompress.dryrun import observe_only
 from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION
 from fxcompress.module import CompressedModule
+from fxcompress.picture import write_picture
 from fxcompress.timeline import Event, render_timeline
+from fxcompress.timing import Length, plan
+from fxcompress.tracks import Track, bars, tracks
 from fxcompress.units import Unit
+
+RATES = 500
+"""How many learning rates are noted over a training, besides those at events."""
 
 
 @dataclass(eq=False)
@@ -25,18 +32,20 @@ class Schedule:
     """The events of a net and how many optimizer steps were completed.
 
     Events that come before any training forward look at `example_inputs` instead. `units` is what events that prune act
-    on, by `Event.path`; `left_alone` says why weights that a rule selects are left alone.
+    on, by `Event.path`; `left_alone` says why weights that a rule selects are left alone. `rates` are learning rates of
+    the attached optimizer by completed step: at every event, and some hundreds between.
     """
 
     net: CompressedModule
     events: tuple[Event, ...]
-    total_steps: int | None
+    length: Length
     example_inputs: Mapping[str, Any] = field(repr=False)
     target: str
     notes: tuple[str, ...] = ()
     units: Mapping[str, Unit] = field(default_factory=dict, repr=False)
     left_alone: Mapping[str, str] = field(default_factory=dict, repr=False)
     steps: int = 0
+    rates: dict[int, float] = field(default_factory=dict, repr=False)
     _optimizer: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +112,11 @@ class Schedule:
         optimizer.register_step_post_hook(self._after_step)
 
     @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole training, if they were given."""
+        return self.length.total_steps
+
+    @property
     def attached(self) -> torch.optim.Optimizer | None:
         """The optimizer whose steps move the schedule, if any."""
         optimizer: torch.optim.Optimizer | None = self._optimizer
@@ -122,8 +136,27 @@ class Schedule:
             module.observing = path in open_now
 
     def timeline(self) -> str:
-        """All events as a table: step, share of the total, what happens to how many tensors."""
-        return render_timeline(self.events, self.steps, self.total_steps, self.notes)
+        """All events as a table: step, share of the total, what happens to how many tensors; then a bar for each rule
+        over the steps."""
+        table = render_timeline(self.events, self.steps, self.total_steps, self.notes)
+        drawn = bars(self.tracks(), self.total_steps) if self.total_steps else []
+        return "\n".join([table.rstrip("\n"), *drawn])
+
+    def tracks(self) -> list[Track]:
+        """What each rule does over the steps."""
+        return tracks(plan(self.net.spec, *self.length))
+
+    def picture(self, path: str | os.PathLike[str]) -> None:
+        """Write the timeline as a picture (.png, .svg or .pdf): bars, sparsity, bits, and learning rates so far.
+
+        Raises ExportError if `path` cannot be written, ScheduleError if the length of training is not known.
+        """
+        write_picture(self.tracks(), self._known_total(), path, self.rates)
+
+    def _known_total(self) -> int:
+        if self.total_steps is None:
+            raise ScheduleError("a picture needs the length of training; pass total_steps= to compress")
+        return self.total_steps
 
     def pending(self) -> list[Event]:
         """Events that have not acted yet."""
@@ -152,6 +185,15 @@ class Schedule:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
             self._advance()
+            self._note_rate(optimizer)
+
+    def _note_rate(self, optimizer: Any) -> None:
+        every = max((self.total_steps or 0) // RATES, 1)
+        if self.steps in self._by_step or self.steps % every == 0:
+            # A rate that is a tensor would wait for the device, so it is read at events only.
+            rate = optimizer.param_groups[0]["lr"]
+            if isinstance(rate, float | int) or self.steps in self._by_step:
+                self.rates[self.steps] = float(rate)
 
     def _advance(self) -> None:
         self.steps += 1

@@ -19,6 +19,7 @@ from fxcompress.files import whole, writable
 from fxcompress.module import CompressedModule
 from fxcompress.shrinking import repeat
 from fxcompress.spec import Spec
+from fxcompress.timing import Length
 
 FORM = "fxcompress-1"
 _STATE, _INPUT = "state.", "input."
@@ -47,7 +48,7 @@ def save(net: CompressedModule, path: str | os.PathLike[str]) -> None:
     about = {
         "form": FORM,
         "spec": str(net.spec),
-        "total_steps": json.dumps(net.schedule.total_steps),
+        "length": json.dumps(net.schedule.length),
         "target": net.schedule.target,
         "aliases": json.dumps(aliases),
         "inputs": json.dumps(inputs),
@@ -75,7 +76,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, example_inputs: Any = N
             )
         inputs = {name: _from_json(value, tensors) for name, value in stored.items()}
     spec = Spec.parse(about["spec"])
-    net = compressed(model, spec, inputs, json.loads(about["total_steps"]), about["target"])
+    net = compressed(model, spec, inputs, Length(*json.loads(about["length"])), about["target"])
     repeat(net, json.loads(about.get("removals", "[]")))
     state = {k.removeprefix(_STATE): v for k, v in tensors.items() if k.startswith(_STATE)}
     state |= {name: state[other] for name, other in json.loads(about["aliases"]).items()}

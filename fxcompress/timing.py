@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 from fxcompress.errors import SpecError
 from fxcompress.fields import Target
@@ -19,6 +20,13 @@ from fxcompress.rules import Prune, Quantize
 from fxcompress.spec import Spec
 
 RECOVERY_START = Fraction(80, 100)  # of training; rules without times are done by then
+
+
+class Length(NamedTuple):
+    """How long a training is: its optimizer steps, and those of an epoch, as far as they are known."""
+
+    total_steps: int | None
+    steps_per_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,14 @@ class Phase:
         )
 
 
-def plan(spec: Spec, total_steps: int | None) -> tuple[Phase, ...]:
+def plan(spec: Spec, total_steps: int | None, steps_per_epoch: int | None = None) -> tuple[Phase, ...]:
     """Give every rule and target its steps: one phase each, in the order of the list, weights before activations.
 
     `total_steps` is the length of training in optimizer steps; it may be None where every rule says its steps itself.
-    Raises `SpecError` for a time past the end, times that contradict each other, and a missing or wrong `total_steps`.
+    `steps_per_epoch` is needed where times are in epochs. Raises `SpecError` for a time past the end, times that
+    contradict each other, and a missing or wrong `total_steps` or `steps_per_epoch`.
     """
-    clock = _Clock(spec, _checked_total(total_steps))
+    clock = _Clock(spec, _checked_count("total_steps", total_steps), _checked_count("steps_per_epoch", steps_per_epoch))
     clock.check_arrows()
     phases: list[Phase] = []
     index = 0
@@ -90,24 +99,23 @@ def plan(spec: Spec, total_steps: int | None) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
-def _checked_total(total_steps: int | None) -> int | None:
-    if total_steps is None:
+def _checked_count(name: str, given: int | None) -> int | None:
+    if given is None:
         return None
     try:
-        total = 0 if isinstance(total_steps, bool) else operator.index(total_steps)
+        count = 0 if isinstance(given, bool) else operator.index(given)
     except TypeError:
-        total = 0
-    if total < 1:
-        raise SpecError(f"total_steps is {total_steps!r}; it must be a whole number of optimizer steps, 1 or more")
-    return total
+        count = 0
+    if count < 1:
+        raise SpecError(f"{name} is {given!r}; it must be a whole number of optimizer steps, 1 or more")
+    return count
 
 
 class _Clock:
     """The explicit times of a spec as steps of one training, each checked against its length."""
 
-    def __init__(self, spec: Spec, total: int | None) -> None:
-        self.spec = spec
-        self.total = total
+    def __init__(self, spec: Spec, total: int | None, per_epoch: int | None) -> None:
+        self.spec, self.total, self.per_epoch = spec, total, per_epoch
         self._starts = [self.step(index, "start") for index in range(len(spec.rules))]
 
     def start(self, index: int) -> int | None:
@@ -151,16 +159,27 @@ class _Clock:
     def step(self, index: int, field: str) -> int | None:
         """The step of one of a rule's times, None if it has none."""
         time: int | str | None = getattr(self.spec.rules[index], field, None)
-        if isinstance(time, str):
+        if isinstance(time, str) and time.endswith("%"):
             total = self.need_total(index, f"gives its {field} as {time} of training")
             share = Fraction(time.removesuffix("%")) / 100
             return max(1, round(share * total)) if share else 0  # only who asks for step 0 gets it
+        if isinstance(time, str):
+            time = self._of_epochs(index, field, time)
         if time is not None and self.total is not None and time > self.total:
             raise SpecError(
                 f"{self.name(index)}: '{field}' is step {time}, past total_steps={self.total}; "
                 f"write a step up to {self.total}, or a percentage of training"
             )
         return time
+
+    def _of_epochs(self, index: int, field: str, time: str) -> int:
+        if self.per_epoch is None:
+            raise SpecError(
+                f"{self.name(index)} gives its {field} as {time}; pass steps_per_epoch=, the optimizer steps of "
+                "an epoch"
+            )
+        epochs = Fraction(time.removesuffix("ep"))
+        return max(1, round(epochs * self.per_epoch)) if epochs else 0
 
 
 def _timed_steps(clock: _Clock, index: int) -> tuple[int, ...]:

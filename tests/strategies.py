@@ -10,8 +10,9 @@ from fxcompress.spec import Spec
 
 TARGETS = st.sampled_from(["weight", "activation", ("weight", "activation"), ["activation", "weight"]])
 PERCENTS = st.integers(0, 1000).map(lambda tenths: f"{tenths / 10:g}%")
+EPOCHS = st.integers(0, 9990).map(lambda tenths: f"{tenths / 10:g}ep")
 STEPS = st.integers(0, 10**6)
-TIMES = st.none() | PERCENTS | STEPS
+TIMES = st.none() | PERCENTS | EPOCHS | STEPS
 PATTERNS = st.text(min_size=1, max_size=8) | st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=3)
 MATCHES = st.builds(Match, type=PATTERNS) | st.builds(Match, name=PATTERNS, type=st.none() | PATTERNS)
 SPARSITIES = st.floats(0, 1)
@@ -30,6 +31,27 @@ def prunes(draw: st.DrawFn) -> Prune:
         return Prune(**fields, steps=draw(st.integers(1, 6)), start=draw(TIMES))
     start, end = sorted(draw(st.tuples(STEPS, STEPS)))
     return Prune(**fields, steps=draw(st.integers(2, 6)), start=start, end=end)
+
+
+@st.composite
+def long_prunes(draw: st.DrawFn) -> Prune:
+    """Prune rules with what only files say: patterns, criteria, scopes, ramps and what follows them."""
+    fields: dict[str, object] = {"target": "weight", "start": 10, "match": draw(st.none() | MATCHES)}
+    fields |= draw(st.sampled_from([
+        {"pattern": "2:4"}, {"pattern": "channel", "sparsity": 0.5}, {"pattern": "4x1", "sparsity": 0.25},
+        {"sparsity": 0.5, "scope": "global", "floor": 0.1}, {"criterion": "zeros"}, {"sparsity": 0.5},
+        {"sparsity": 0.3, "composition": "p(q(x))"},
+        {"target": "activation", "sparsity": 0.5, "sizes": "centre"},
+    ]))  # fmt: skip
+    if fields["target"] == "activation" or "criterion" in fields or "2:4" in fields.values():
+        return Prune(**fields)
+    fields["criterion"] = draw(st.sampled_from(["magnitude", "gradient", "movement", "random", "math:fabs"]))
+    fields |= draw(st.sampled_from([
+        {"ramp": "one-shot"}, {"ramp": "linear", "end": "5ep"}, {"ramp": "polynomial", "power": 2.5, "steps": 3},
+        {"interval": 5}, {"interval": 5, "until": 90}, {"sequence": "front-to-back", "end": 40},
+        {"release": "90%"}, {"rewind": 5}, {"gradient": "dense"},
+    ]))  # fmt: skip
+    return Prune(**fields)
 
 
 def quantizes() -> st.SearchStrategy[Quantize]:
@@ -53,7 +75,9 @@ def quantizes() -> st.SearchStrategy[Quantize]:
 
 def specs() -> st.SearchStrategy[Spec]:
     """Any spec; times may be in any order, as they may in a list."""
-    return st.builds(Spec, rules=st.lists(prunes() | quantizes() | short_rules(), min_size=1, max_size=4))
+    return st.builds(
+        Spec, rules=st.lists(prunes() | long_prunes() | quantizes() | short_rules(), min_size=1, max_size=4)
+    )
 
 
 def short_rules(starts: st.SearchStrategy[object] = TIMES) -> st.SearchStrategy[Prune | Quantize]:

@@ -55,7 +55,7 @@ def test_spaces_unicode_arrow_and_target_order_are_free() -> None:
         ("P0.5(w", 7, "expected ',', or ')'; found the end"),
         ("P0.5(w) Q8(w)", 9, "expected '@' and a time, or '->' and another item, or the end; found 'Q8'"),
         ("P0.5(w) - > Q8(w)", 9, "expected '@' and a time, or '->' and another item, or the end; found '-'"),
-        ("P0.5(w)@soon", 9, "expected a time (40% or a whole step such as 4000); found 'soon'"),
+        ("P0.5(w)@soon", 9, "expected a time (40%, 115ep or a whole step such as 4000); found 'soon'"),
         ("P0.5(w)@4.5", 10, "expected '..' and the time it ends, or '->' and another item, or the end; found '.'"),
         ("Q8(w)@60%..70%", 10, "found '..'; only a prune item may have an end"),
     ],

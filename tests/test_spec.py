@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import MATCHES, prunes, quantizes, specs
+from strategies import MATCHES, long_prunes, prunes, quantizes, specs
 
 from fxcompress.errors import FxCompressError, NotationError, SpecError
 from fxcompress.fields import MAX_BITS, RANGE_TEXT, Match
@@ -56,7 +56,7 @@ def test_writing_is_stable_and_copies_are_equal(spec: Spec) -> None:
     assert pickle.loads(pickle.dumps(spec)) == spec
 
 
-@given(prunes() | quantizes())
+@given(prunes() | long_prunes() | quantizes())
 def test_plain_data_says_only_what_is_not_default(rule: Prune | Quantize) -> None:
     fields = rule.to_dict()
     assert list(fields)[:2] == ["op", "target"]

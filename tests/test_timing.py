@@ -168,3 +168,22 @@ def test_times_that_cannot_be(spec: str, why: str) -> None:
 def test_a_list_has_no_arrows_to_contradict() -> None:
     rules = Spec.parse("P0.5(w)@60% -> Q8(w)@500").rules
     assert steps(Spec(rules=rules), 1000) == [(600, 650, 700, 750), (500,)]
+
+
+def test_epochs_are_steps_of_their_length() -> None:
+    spec = Spec.parse("P0.5(w)@2ep..3.5ep -> Q8(w)@4 epochs".replace(" epochs", "ep"))
+    assert [p.steps for p in plan(spec, 100, 20)] == [(40, 50, 60, 70), (80,)]
+    assert str(spec) == "P0.5(w)@2ep..3.5ep -> Q8(w)@4ep"
+    assert Spec.of({"rules": [{"op": "quantize", "target": "weight", "bits": 8, "start": "4 epochs"}]}) == Spec.parse(
+        "Q8(w)@4ep"
+    )
+
+
+def test_epochs_want_their_length_and_an_end_of_training_behind_them() -> None:
+    spec = Spec.parse("Q8(w)@4ep")
+    with pytest.raises(SpecError, match=r"rule 1 'Q8\(w\)@4ep' gives its start as 4ep; pass steps_per_epoch="):
+        plan(spec, 100)
+    with pytest.raises(SpecError, match="is step 120, past total_steps=100"):
+        plan(spec, 100, 30)
+    with pytest.raises(SpecError, match="steps_per_epoch is 0; it must be a whole number"):
+        plan(spec, 100, 0)
