@@ -39,7 +39,10 @@ class Prune(Rule):
     pattern: Annotated[str, BeforeValidator(read_pattern), WithJsonSchema({"type": "string"})] = Field(
         UNSTRUCTURED, description=f"{_PATTERN_TEXT}: which entries go together"
     )
-    end: Time = Field(None, description="a step, a percentage such as 64% or epochs such as 20ep: when the last event of the ramp acts")
+    end: Time = Field(
+        None,
+        description="a step, a percentage such as 64% or epochs such as 20ep: when the last event of the ramp acts",
+    )
     ramp: Literal["cubic", "linear", "polynomial", "one-shot"] = Field(
         "cubic", description="'cubic', 'linear', 'polynomial' or 'one-shot': how sparsity rises"
     )
@@ -53,7 +56,9 @@ class Prune(Rule):
     until: Time = Field(
         None, description="a step, a percentage or epochs: the mask is chosen anew every 'interval' steps until then"
     )
-    release: Time = Field(None, description="a step, a percentage or epochs: when the mask is lifted, for dense recovery")
+    release: Time = Field(
+        None, description="a step, a percentage or epochs: when the mask is lifted, for dense recovery"
+    )
     rewind: Time = Field(
         None, description="a step, a percentage or epochs: weights go back to what they were then, once all is pruned"
     )
