@@ -1,7 +1,12 @@
 """Joint quantization and pruning of weights and activations, scheduled during training, as passes on torch.fx."""
 
 from fxcompress.api import compress as compress
+from fxcompress.arms import at_once as at_once
+from fxcompress.arms import matched_arms as matched_arms
+from fxcompress.arms import paper_arms as paper_arms
 from fxcompress.calibration import calibrate as calibrate
+from fxcompress.compare import compare as compare
+from fxcompress.compare import held_rate as held_rate
 from fxcompress.export import export_onnx as export_onnx
 from fxcompress.frozen import freeze as freeze
 from fxcompress.mask_sets import keep_masks as keep_masks

@@ -8,6 +8,7 @@
     ├── PassError         a pass whose requirement, result or answer is wrong; names the passes before it
     ├── ScheduleError     a schedule moved or attached in a way that makes no sense
     ├── ExportError       a file that cannot be written as asked
+    ├── CompareError      arms that are not alike, or functions that do not give what is needed
     ├── VerifyError       a file that cannot be compared with the net
     └── LoadError         a model or inputs that a command line names and that cannot be had
 
@@ -47,6 +48,10 @@ class ScheduleError(FxCompressError):
 
 class ExportError(FxCompressError):
     """A file that cannot be written as asked."""
+
+
+class CompareError(FxCompressError):
+    """Arms that are not alike, or functions that do not give what a comparison or a search needs."""
 
 
 class VerifyError(FxCompressError):

@@ -23,11 +23,17 @@ def write_picture(
 
     Raises ExportError if `path` cannot be written or ends in none of FORMATS.
     """
+    form = form_of(path)
+    with whole(writable(path)) as file:
+        file.write_bytes(drawn(found, total_steps, rates, form))
+
+
+def form_of(path: str | os.PathLike[str]) -> str:
+    """The format that a picture's name asks for. Raises ExportError if it ends in none of FORMATS."""
     form = Path(path).suffix.lower()
     if form not in FORMATS:
         raise ExportError(f"'{path}' is no name for a picture; it must end in {', '.join(FORMATS)}")
-    with whole(writable(path)) as file:
-        file.write_bytes(drawn(found, total_steps, rates, form.removeprefix(".")))
+    return form.removeprefix(".")
 
 
 def drawn(

@@ -18,8 +18,8 @@ class Rule(Checked):
     target: Targets = Field(description="weight, activation or both: the tensors the rule acts on")
     start: Time = Field(
         None,
-        description="a step, a percentage such as 40% or epochs such as 12ep: when it starts; by default its place in the "
-        "list decides",
+        description="a step, a percentage such as 40% or epochs such as 12ep: when it starts; by default its place in "
+        "the list decides",
     )
     match: Annotated[Match | None, BeforeValidator(read_match)] = Field(
         None, description="a mapping with type, name or both: only tensors that match are taken"

@@ -15,8 +15,9 @@ from fxcompress import errors
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
-    "CompressedModule", "Prune", "Quantize", "Spec", "calibrate", "compress", "export_onnx", "freeze", "keep_masks",
-    "kept_masks", "load", "report", "save", "shrink", "use_masks", "verify",
+    "CompressedModule", "Prune", "Quantize", "Spec", "at_once", "calibrate", "compare", "compress", "export_onnx",
+    "freeze", "held_rate", "keep_masks", "kept_masks", "load", "matched_arms", "paper_arms", "report", "save", "shrink",
+    "use_masks", "verify",
 ]  # fmt: skip
 LEAVES = [
     "capture", "errors", "graph", "grid", "module", "notation", "operators", "pipeline", "pruner", "quantizer",

@@ -1,0 +1,117 @@
+"""Specs to compare: orders with matched times, and the paper's own unmatched ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fxcompress.errors import SpecError
+from fxcompress.fields import nearest
+from fxcompress.rules import Prune, Quantize
+from fxcompress.spec import Spec
+
+
+def matched_arms(orders: Mapping[str, object], start: str = "20%", end: str = "60%") -> dict[str, Spec]:
+    """The same window of training for each of several orders, by name.
+
+    Args:
+        orders: specs without times by name, such as {"prune first": "P0.5(w,f) -> Q8(w,f)"}.
+        start: when the first event of each arm acts, in percent of training.
+        end: when the last one does; what is left is recovery, as long in every arm.
+
+    All events of an arm are spaced evenly from `start` to `end`, in the order of its rules, weights before activations.
+    Raises SpecError for a rule with times, or an end that is not later.
+    """
+    first, last = _percent("start", start), _percent("end", end)
+    if last <= first:
+        raise SpecError(f"end is '{end}', not later than start '{start}'; move one of them")
+    return {name: _spaced(name, Spec.of(order), first, last) for name, order in orders.items()}
+
+
+def at_once(order: object, start: str = "20%", end: str = "60%") -> Spec:
+    """All rules of a spec without times from `start` on; ramps rise until `end`. Raises as `matched_arms` does."""
+    rules = [rule for rule in Spec.of(order).rules if not _refuse_times("at once", rule)]
+    _percent("start", start), _percent("end", end)
+    return Spec(rules=[_timed(rule, start, end if _events(rule) > 1 else None) for rule in rules])
+
+
+def _percent(name: str, value: str) -> Fraction:
+    try:
+        share = Fraction(str(value).removesuffix("%"))
+    except ValueError:
+        share = Fraction(-1)
+    if not str(value).endswith("%") or not 0 <= share <= 100:
+        raise SpecError(f"{name} is {value!r}; write a share of training such as '20%'")
+    return share
+
+
+def _spaced(name: str, spec: Spec, first: Fraction, last: Fraction) -> Spec:
+    parts = [(rule, target) for rule in spec.rules if not _refuse_times(name, rule) for target in rule.target]
+    gap = (last - first) / max(sum(_events(rule) for rule, _ in parts) - 1, 1)
+    rules, done = [], 0
+    for rule, target in parts:
+        begin, done = first + gap * done, done + _events(rule)
+        end = first + gap * (done - 1)
+        one = type(rule)(**{**rule.to_dict(), "target": target})
+        rules.append(_timed(one, _text(begin), _text(end) if end > begin else None))
+    if len(parts) == 1 and _events(parts[0][0]) == 1:
+        rules = [_timed(rules[0], _text(last), None)]  # a single event acts where the others have their last
+    return Spec(rules=rules)
+
+
+def _timed(rule: Prune | Quantize, start: str, end: str | None) -> Prune | Quantize:
+    return type(rule)(**{**rule.to_dict(), "start": start, **({"end": end} if end else {})})
+
+
+def _text(percent: Fraction) -> str:
+    return f"{float(percent):.4f}".rstrip("0").rstrip(".") + "%"
+
+
+def _events(rule: Prune | Quantize) -> int:
+    return len(rule.levels()) if isinstance(rule, Prune) else 1
+
+
+def _refuse_times(name: str, rule: Prune | Quantize) -> bool:
+    if rule.start is not None:
+        raise SpecError(
+            f"arm '{name}' has times in '{rule}'; matched arms get theirs from 'start' and 'end': drop them"
+        )
+    return False
+
+
+@dataclass(frozen=True)
+class Published:
+    """A task's published times (arXiv 2110.08271): prune first and then quantize, and the other way round.
+
+    Each is (ramp of pruning, quantization of weights, of activations).
+    """
+
+    prune_first: tuple[str, str, str]
+    quantize_first: tuple[str, str, str]
+
+
+PUBLISHED = {
+    "classification": Published(("@46%..64%", "@92%", "@94%"), ("@78%..96%", "@64%", "@68%")),
+    "super-resolution": Published(("@72.5%..80%", "@80%", "@85%"), ("@80%..87.5%", "@70%", "@75%")),
+}
+"""Of 250 epochs on CIFAR-10 and of 200 on T91."""
+
+
+def paper_arms(task: str, sparsity: float = 0.5, bits: int = 8) -> dict[str, Spec]:
+    """The paper's arms for "classification" or "super-resolution", at its own times, which are not matched.
+
+    Quantization alone has the times that it has after pruning. Raises SpecError for another task.
+    """
+    if task not in PUBLISHED:
+        raise SpecError(f"task is {task!r}; {nearest(task, PUBLISHED)}times were published for: {', '.join(PUBLISHED)}")
+    first, last = PUBLISHED[task].prune_first, PUBLISHED[task].quantize_first
+    arms = {"Q(w,f)": _quantized(bits, first)}
+    for letters in ("w", "w,f"):
+        arms[f"P({letters}) -> Q(w,f)"] = f"P{sparsity}({letters}){first[0]} -> {_quantized(bits, first)}"
+        arms[f"Q(w,f) -> P({letters})"] = f"{_quantized(bits, last)} -> P{sparsity}({letters}){last[0]}"
+    return {name: Spec.parse(text) for name, text in arms.items()}
+
+
+def _quantized(bits: int, times: tuple[str, str, str]) -> str:
+    return f"Q{bits}(w){times[1]} -> Q{bits}(f){times[2]}"
