@@ -16,7 +16,9 @@ from fxcompress.module import CompressedModule as CompressedModule
 from fxcompress.report import report as report
 from fxcompress.rules import Prune as Prune
 from fxcompress.rules import Quantize as Quantize
+from fxcompress.search import search as search
 from fxcompress.shrinking import shrink as shrink
+from fxcompress.space import Space as Space
 from fxcompress.spec import Spec as Spec
 from fxcompress.storage import load as load
 from fxcompress.storage import save as save

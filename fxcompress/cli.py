@@ -159,6 +159,40 @@ def _run_verify(chosen: argparse.Namespace) -> int:
     return 0 if found.ok else DISAGREES
 
 
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", help="module:function, which returns a dict with what fxcompress.search takes")
+    parser.add_argument("spec", help="rules without times: notation, or the path of a spec file")
+    parser.add_argument("--trials", type=int, default=30, help="of the whole study")
+    parser.add_argument("--storage", default="search.journal", help="a file, or the URL of a database")
+    parser.add_argument("--name", default="search", help="of the study in its storage")
+    parser.add_argument("--sampler", default="tpe", help="tpe or random")
+    parser.add_argument("--objectives", nargs="+", default=["metric"], help="metric, bytes, bops, latency")
+    parser.add_argument("--minimize", action="store_true", help="a smaller metric is better")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each trial's trainings")
+    parser.add_argument("--start", default="5%", help="when the first event may act")
+    parser.add_argument("--end", default="80%", help="by when all have acted")
+    parser.add_argument("--orders", default="any", help="any, or given: that of the spec")
+    parser.add_argument("--sparsity", type=float, nargs=2, help="the range that rules that prune choose from")
+    parser.add_argument("--bits", type=int, nargs="+", help="what rules that quantize choose from")
+    parser.add_argument("--compositions", action="store_true", help="choose q(p(x)) or p(q(x)) too")
+    parser.add_argument(
+        "--out", type=Path, default=Path("search"), help="folder for the best spec, ranking and picture"
+    )
+
+
+def _run_search(chosen: argparse.Namespace) -> None:
+    from fxcompress import Space, search
+    from fxcompress.loading import task_from
+
+    pair = tuple(chosen.sparsity) if chosen.sparsity else None
+    bits = tuple(chosen.bits) if chosen.bits else None
+    space = Space(chosen.spec, chosen.start, chosen.end, chosen.orders, pair, bits, chosen.compositions)
+    options = {name: getattr(chosen, name) for name in ("trials", "objectives", "seeds", "sampler", "storage", "name")}
+    found = search(space, **{**options, "maximize": not chosen.minimize, **task_from(chosen.task)})
+    print(found)
+    print("written:", ", ".join(map(str, found.write(chosen.out))))
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """For a subcommand without arguments."""
 
@@ -179,6 +213,9 @@ COMMANDS = (
         "Compare an ONNX file, run in the runtimes there are, with the net it was made from; 1 if they disagree.",
         _add_verify,
         _run_verify,
+    ),
+    Command(
+        "search", "Find the best order and times of a spec's rules for a task, with Optuna.", _add_search, _run_search
     ),
     Command("schema", "Print the JSON schema of spec files, for editors.", _add_nothing, _run_schema),
 )

@@ -102,28 +102,45 @@ class _Arm:
         self, seed: int, build: Build, train: Train, evaluate: Evaluate, weights: Mapping[int, str]
     ) -> dict[str, Any]:
         """Train and evaluate with one seed."""
-        _seed(seed)
-        model, optimizer = _built(build)
-        digest = _digest(model)
-        if weights.get(seed, digest) != digest:
-            raise CompareError(_other_weights(self.name, seed))
-        counted = _count_steps(optimizer)
-        net: Any = model
-        if self.spec is not None:
-            options: dict[str, Any] = {**self.length._asdict(), "optimizer": optimizer, "target": self.target}
-            net = compress(model, self.spec, self.example_inputs, **options)
+        digest = ""
+
+        def watched() -> Any:
+            nonlocal digest
+            model, optimizer = _built(build)
+            digest = _digest(model)
+            if weights.get(seed, digest) != digest:
+                raise CompareError(_other_weights(self.name, seed))
+            return model, optimizer
+
         start = time.perf_counter()
-        _seed(seed)
-        train(net, optimizer)
-        if counted[0] != self.length.total_steps:
-            raise CompareError(
-                f"train took {counted[0]} steps of the optimizer for arm '{self.name}', not total_steps="
-                f"{self.length.total_steps}; take as many for every arm"
-            )
-        seconds = time.perf_counter() - start
+        net: Any = trained_net(self.spec, self.length, self.target, self.example_inputs, seed, watched, train)
+        seconds = round(time.perf_counter() - start, 3)
         rates = {} if self.spec is None else {e.step: net.schedule.rates[e.step] for e in net.schedule.events if e.step}
-        metric = float(evaluate(net.eval()))
-        return {"metric": metric, "rates": rates, "weights": digest, "seconds": round(seconds, 3)}
+        return {"metric": float(evaluate(net)), "rates": rates, "weights": digest, "seconds": seconds}
+
+
+def trained_net(  # noqa: PLR0913 - what a training is
+    spec: Spec | None, length: Length, target: str, example_inputs: Any, seed: int, build: Build, train: Train
+) -> nn.Module:
+    """A new model, compressed by `spec` (None: as it is) and trained with one seed, in evaluation mode.
+
+    Raises CompareError if `build` gives no model and optimizer, or `train` takes another number of steps.
+    """
+    _seed(seed)
+    model, optimizer = _built(build)
+    counted = _count_steps(optimizer)
+    net: nn.Module = model
+    if spec is not None:
+        options: dict[str, Any] = {**length._asdict(), "optimizer": optimizer, "target": target}
+        net = compress(model, spec, example_inputs, **options)
+    _seed(seed)
+    train(net, optimizer)
+    if counted[0] != length.total_steps:
+        raise CompareError(
+            f"train took {counted[0]} steps of the optimizer for '{spec or 'the float model'}', not total_steps="
+            f"{length.total_steps}; take as many for every spec"
+        )
+    return net.eval()
 
 
 def _event_steps(spec: Spec | None, length: Length) -> tuple[int, ...]:

@@ -21,20 +21,38 @@ def model_from(name: str) -> tuple[nn.Module, Any]:
     Modules are looked for in the current folder first. Raises LoadError if there is no such function, if it fails, or
     if it returns no model.
     """
+    made = _called(name, "model")
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise LoadError(f"'{name}' returns {type(model).__name__}; it must return a torch.nn.Module")
+    return model, inputs
+
+
+def task_from(name: str) -> dict[str, Any]:
+    """What the function `module:function` returns: the arguments of a search by name.
+
+    Raises LoadError if there is no such function, if it fails, or if something is missing.
+    """
+    made = _called(name, "task")
+    wanted = ("build", "train", "evaluate", "example_inputs", "total_steps")
+    if not isinstance(made, dict) or (missing := [key for key in wanted if key not in made]):
+        lacks = f"a dict without '{missing[0]}'" if isinstance(made, dict) else type(made).__name__
+        raise LoadError(f"'{name}' returns {lacks}; it must return a dict with {', '.join(wanted)}")
+    return made
+
+
+def _called(name: str, what: str) -> Any:
+    """What the function returns; modules are looked for in the current folder first."""
     module, _, function = name.partition(":")
     if not module or not function:
         raise LoadError(f"'{name}' names no function; write module:function, such as torchvision.models:resnet18")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        return getattr(importlib.import_module(module), function)()
     except Exception as error:  # the user's code may raise anything
         reason = (str(error).strip().splitlines() or [""])[0]
-        raise LoadError(f"'{name}' gives no model: {type(error).__name__}: {reason}") from error
-    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(model, nn.Module):
-        raise LoadError(f"'{name}' returns {type(model).__name__}; it must return a torch.nn.Module")
-    return model, inputs
+        raise LoadError(f"'{name}' gives no {what}: {type(error).__name__}: {reason}") from error
 
 
 def inputs_from(path: Path) -> Any:

@@ -102,9 +102,7 @@ def test_what_is_not_alike_is_refused() -> None:
 
     with pytest.raises(CompareError, match=r"'quantize first' other initial weights .* with the same seed 0"):
         compared(arms, build=wanders)
-    with pytest.raises(
-        CompareError, match="train took 0 steps of the optimizer for arm 'prune first', not total_steps=20"
-    ):
+    with pytest.raises(CompareError, match=r"train took 0 steps of the optimizer for .*, not total_steps=20"):
         compared(arms, train=lambda net, optimizer: None)
     with pytest.raises(CompareError, match="build gave Sequential; return a model and the optimizer"):
         compared(arms, build=lambda: build()[0])
