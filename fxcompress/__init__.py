@@ -2,6 +2,7 @@
 
 from fxcompress.api import compress as compress
 from fxcompress.calibration import calibrate as calibrate
+from fxcompress.curves import log_curves as log_curves
 from fxcompress.export import export_onnx as export_onnx
 from fxcompress.frozen import freeze as freeze
 from fxcompress.mask_sets import keep_masks as keep_masks

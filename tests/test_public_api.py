@@ -16,7 +16,7 @@ from fxcompress import errors
 ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "CompressedModule", "Prune", "Quantize", "Spec", "calibrate", "compress", "export_onnx", "freeze", "keep_masks",
-    "kept_masks", "load", "report", "save", "shrink", "use_masks", "verify",
+    "kept_masks", "load", "log_curves", "report", "save", "shrink", "use_masks", "verify",
 ]  # fmt: skip
 LEAVES = [
     "capture", "errors", "graph", "grid", "module", "notation", "operators", "pipeline", "pruner", "quantizer",
