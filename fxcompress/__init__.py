@@ -7,6 +7,7 @@ from fxcompress.arms import paper_arms as paper_arms
 from fxcompress.calibration import calibrate as calibrate
 from fxcompress.compare import compare as compare
 from fxcompress.compare import held_rate as held_rate
+from fxcompress.curves import log_curves as log_curves
 from fxcompress.export import export_onnx as export_onnx
 from fxcompress.frozen import freeze as freeze
 from fxcompress.mask_sets import keep_masks as keep_masks

@@ -24,7 +24,7 @@ PRUNES = ("prune", "refresh")
 @torch.no_grad()
 def act(net: CompressedModule, units: Mapping[str, Unit], due: Iterable[Event]) -> None:
     """Let events of one step act. `units` are what those that prune act on, by `Event.path`."""
-    sources = _sources(net)
+    sources = sources_of(net)
     for (action, _), group in groupby(due, key=lambda event: (event.action in PRUNES, event.rule)):
         events = list(group)
         if action:
@@ -44,7 +44,7 @@ def observers(event: Event, units: Mapping[str, Unit]) -> tuple[str, ...]:
     return unit.pruners if unit is not None and unit.rule.needs_gradient else ()
 
 
-def _sources(net: CompressedModule) -> dict[str, Any]:
+def sources_of(net: CompressedModule) -> dict[str, Any]:
     """What each pruner and quantizer is called on."""
     calls = (n for g in net.graphs for n in g.nodes if n.op == "call_module")
     return {str(n.target): n.args[0] for n in calls if str(n.target).startswith(f"{COMPRESSION}.")}

@@ -24,7 +24,7 @@ def observe_only(net: CompressedModule, batches: Iterable[Mapping[str, Any]], mo
     The model's buffers, the random state and all modes are left as they were.
     """
     count = 0
-    with _untouched(net):
+    with untouched(net):
         for count, inputs in enumerate(batches, start=1):  # noqa: B007 - the last is returned
             for training in modes:
                 _set_modes(net, training)
@@ -42,7 +42,8 @@ def _set_modes(net: CompressedModule, training: bool) -> None:
 
 
 @contextmanager
-def _untouched(net: CompressedModule) -> Iterator[None]:
+def untouched(net: CompressedModule) -> Iterator[None]:
+    """Put the model's buffers, the random state and all modes back at the end."""
     modes = {module: module.training for module in net.modules()}
     try:
         with kept(net, but=f"{COMPRESSION}."):

@@ -20,6 +20,7 @@ from fxcompress.islands import Island
 from fxcompress.mirror import HOOKS
 from fxcompress.pickling import from_records, to_records
 from fxcompress.symbols import Untraceable
+from fxcompress.tied import copy_tied
 from fxcompress.view import Flags, View
 
 _UNSTORED = ("_graph", "_regions", "_forwards")
@@ -59,6 +60,7 @@ class CompressedModule(GraphModule):
         self.__dict__["_written"] = root
         self.rewrite_more = None
         self.removals = []
+        self.register_state_dict_post_hook(copy_tied)  # type: ignore[no-untyped-call]
         self._islands = dict(captured.islands)
         self._regions = {path: list(variants) for path, variants in captured.regions.items()}
         for path in self._regions:

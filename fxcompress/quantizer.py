@@ -110,6 +110,13 @@ class Quantizer(nn.Module):
         scale = positive(self.scale)
         return scale, self.zero_point if self.grid.symmetric else zero_point_of(self.offset, scale, self.grid).detach()
 
+    @torch.no_grad()
+    def clipped(self, x: Tensor) -> Tensor:
+        """How many values of `x` round to an integer outside of the grid and saturate, int64 []."""
+        scale, zero_point = (self._spread(values, x) for values in self.chosen())
+        q = torch.div(x.float(), scale).round_().add_(zero_point)
+        return ((q < self.grid.qmin) | (q > self.grid.qmax)).sum()
+
     def _spread(self, values: Tensor, x: Tensor) -> Tensor:
         return broadcast(values, self.axis, x.ndim, self.plan.block)
 

@@ -37,7 +37,7 @@ def save(net: CompressedModule, path: str | os.PathLike[str]) -> None:
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     known: dict[tuple[Any, ...], str] = {}
-    for name, value in net.state_dict().items():
+    for name, value in net.state_dict(keep_vars=True).items():
         place = (value.data_ptr(), value.shape, value.stride(), value.dtype) if value.numel() else (name,)
         if place in known:
             aliases[name] = known[place]

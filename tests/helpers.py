@@ -25,6 +25,12 @@ from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 from fxcompress.render import render
 
+LIGHTNING = (
+    "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning",  # its own use of torch
+    "ignore:The 'train_dataloader' does not have many workers",  # data in memory needs none
+)
+"""Filters for the warnings that Lightning raises whatever its user does."""
+
 
 class Fc(nn.Module):
     """One linear layer."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import LIGHTNING
 
 from fxcompress.fields import Match
 from fxcompress.rules import Prune, Quantize, Rule
@@ -55,6 +56,7 @@ def one_thread() -> Any:
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda f: f.name)
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.filterwarnings(*LIGHTNING)
 def test_python_blocks_run_and_print_what_is_shown(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "docs"}
