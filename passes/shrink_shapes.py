@@ -87,7 +87,8 @@ class _Rewrites:
         if node in self.kept and "tensor_meta" in node.meta:
             if node.op not in ("placeholder", "get_attr"):
                 self._fit(node)
-            return torch.empty(_left(node, self.kept[node]), device="meta")
+            dtype = node.meta["tensor_meta"].dtype  # whole numbers may be indices
+            return torch.empty(_left(node, self.kept[node]), dtype=dtype, device="meta")
         if node.target in ASSUMPTIONS:
             return self._fit_assumption(node)
         if node.op == "get_attr":

@@ -167,6 +167,27 @@ def test_channels_are_left_in_multiples(multiple: int, left: int) -> None:
     torch.testing.assert_close(net(image()), expected)
 
 
+class Table(nn.Module):
+    """Adds rows of a table, read by an index, as relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.table = nn.Parameter(torch.randn(5, 1))
+        self.register_buffer("index", torch.arange(16).view(4, 4) % 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table[self.index.view(-1)].view(4, 4)  # type: ignore[operator]
+        return self.b(F.relu(self.a(x))) + rows  # type: ignore[no-any-return]
+
+
+def test_tables_read_by_an_index_stay_readable() -> None:
+    net, _ = trained(CHANNELS, model=seeded(Table))
+    expected = net(image())
+    fxc.shrink(net)
+    torch.testing.assert_close(net(image()), expected)
+
+
 def test_heads_of_attention_go() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
