@@ -15,6 +15,7 @@ from fxcompress.mask_sets import kept_masks as kept_masks
 from fxcompress.mask_sets import use_masks as use_masks
 from fxcompress.module import CompressedModule as CompressedModule
 from fxcompress.report import report as report
+from fxcompress.report_html import write_report as write_report
 from fxcompress.rules import Prune as Prune
 from fxcompress.rules import Quantize as Quantize
 from fxcompress.search import search as search

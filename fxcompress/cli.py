@@ -159,6 +159,30 @@ def _run_verify(chosen: argparse.Namespace) -> int:
     return 0 if found.ok else DISAGREES
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="module:function, which returns the model that was compressed")
+    parser.add_argument("net", type=Path, help="what fxcompress.save wrote of the trained net")
+    parser.add_argument("--html", type=Path, help="write the page to this file too")
+    parser.add_argument("--file", type=Path, help="the ONNX file, to be verified for the page")
+    parser.add_argument("--inputs", type=Path, help="an .npz or .pt file of inputs, instead of the example inputs")
+
+
+def _run_report(chosen: argparse.Namespace) -> None:
+    from fxcompress import load, report, verify, write_report
+    from fxcompress.files import writable
+    from fxcompress.loading import inputs_from, model_from
+
+    if chosen.html:
+        writable(chosen.html)
+    inputs = inputs_from(chosen.inputs) if chosen.inputs else None
+    model, example_inputs = model_from(chosen.model)
+    net = load(chosen.net, model, example_inputs)
+    report(net)
+    if chosen.html:
+        verification = verify(net, chosen.file, inputs) if chosen.file else None
+        write_report(net, chosen.html, inputs=inputs, verification=verification)
+
+
 def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="module:function, which returns a dict with what fxcompress.search takes")
     parser.add_argument("spec", help="rules without times: notation, or the path of a spec file")
@@ -214,6 +238,7 @@ COMMANDS = (
         _add_verify,
         _run_verify,
     ),
+    Command("report", "Print what stands where in a saved net, and write it as a page.", _add_report, _run_report),
     Command(
         "search", "Find the best order and times of a spec's rules for a task, with Optuna.", _add_search, _run_search
     ),

@@ -11,10 +11,11 @@ from fxcompress.graph import has_module, module_of
 
 def render(gm: GraphModule) -> str:
     """The graph of `gm` as text, the same for equal graphs whatever torch's own printing does."""
-    return "\n".join(_line(gm, node) for node in gm.graph.nodes)
+    return "\n".join(line_of(gm, node) for node in gm.graph.nodes)
 
 
-def _line(gm: GraphModule, node: Node) -> str:
+def line_of(gm: GraphModule, node: Node) -> str:
+    """One node as text."""
     if node.op == "placeholder":
         default = f" = {_value(node.args[0])}" if node.args else ""
         return f"input %{node.name}{default}"

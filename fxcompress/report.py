@@ -95,9 +95,14 @@ class Report:
 
 def report(net: CompressedModule) -> Report:
     """Print and return what stands where in `net` as it is now."""
-    found = Report(tuple(rows_of(net)), _mask_bytes(net), (*net.schedule.notes, *_shrinkable(net)))
+    found = report_of(net)
     print(found)
     return found
+
+
+def report_of(net: CompressedModule) -> Report:
+    """What stands where in `net` as it is now."""
+    return Report(tuple(rows_of(net)), _mask_bytes(net), (*net.schedule.notes, *_shrinkable(net)))
 
 
 def rows_of(net: CompressedModule) -> list[Row]:

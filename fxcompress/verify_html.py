@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fxcompress.files import whole, writable
+from fxcompress.html_page import number, page, text
 from fxcompress.plots import Bar, chart, histogram
 from fxcompress.verify_text import causes_of, share, summary
 
@@ -16,34 +17,6 @@ if TYPE_CHECKING:
 
 PLOT_WIDTH = 900
 PLOT_HEIGHT = 80
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 80em; padding: 0 1em; }
-h2 { font-size: 1.1em; margin-top: 2em; }
-.ok { color: #18794e; } .fault { color: #c62828; } .verdict { font-weight: 600; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .25em .6em; text-align: left; border-bottom: 1px solid #8884; vertical-align: bottom; }
-th { cursor: pointer; position: sticky; top: 0; background: Canvas; white-space: nowrap; }
-th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-svg { display: block; max-width: 100%; } svg text { font-size: 9px; text-anchor: middle; fill: currentColor; }
-svg line { stroke: #8888; } rect.equal { fill: #8888; } rect.off { fill: #d9822b; } rect.behind { fill: #4a7fc1; }
-"""
-
-_SORT = """
-for (const head of document.querySelectorAll("th")) head.addEventListener("click", () => {
-  const body = head.closest("table").tBodies[0], column = head.cellIndex;
-  const down = head.getAttribute("aria-sort") !== "descending";
-  const value = row => row.cells[column].dataset.value;
-  const words = [...body.rows].some(row => isNaN(value(row)));
-  const order = (a, b) => words ? value(a).localeCompare(value(b)) : value(a) - value(b);
-  const rows = [...body.rows].sort((a, b) => down ? order(b, a) : order(a, b));
-  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", down ? "descending" : "ascending");
-  body.append(...rows);
-});
-"""
 
 
 def write_html(found: Verification, path: str | os.PathLike[str]) -> None:
@@ -57,20 +30,18 @@ def html_of_verification(found: Verification) -> str:
     first, *rest = summary(found)
     title = f"{Path(found.path).name} against the frozen graph"
     lines = "".join(f"<li>{escape(line)}</li>" for line in (*rest, *found.notes))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>
-<body>
-<h1>{escape(title)}</h1>
-<p class="verdict {"ok" if found.ok else "fault"}">{escape(first)}</p>
+    return page(
+        title,
+        f"""<p class="verdict {"ok" if found.ok else "fault"}">{escape(first)}</p>
 <p>{escape(found.path)}, {found.file_bytes / 1e6:.3f} MB</p>
 <ul>{lines}</ul>
-{_overview(found)}
-{_table(found)}
-<script>{_SORT}</script>
-</body>
-</html>
-"""
+{details(found)}""",
+    )
+
+
+def details(found: Verification) -> str:
+    """The plots and the table, to stand in a page."""
+    return f"{_overview(found)}\n{_table(found)}"
 
 
 def _overview(found: Verification) -> str:
@@ -108,18 +79,10 @@ def _table(found: Verification) -> str:
 def _row(order: int, name: str, one: TensorInRuntime) -> str:
     causes = escape(causes_of(one))
     cells = (
-        _number(order), _text(name), _text(one.runtime), _number(one.elements),
-        _number(one.differing / max(one.elements, 1), share(one.differing, one.elements)), _number(one.largest),
-        _number(one.differing_end_to_end / max(one.elements, 1), share(one.differing_end_to_end, one.elements)),
+        number(order), text(name), text(one.runtime), number(one.elements),
+        number(one.differing / max(one.elements, 1), share(one.differing, one.elements)), number(one.largest),
+        number(one.differing_end_to_end / max(one.elements, 1), share(one.differing_end_to_end, one.elements)),
         f'<td data-value="{causes}"{" class=fault" if one.is_fault else ""}>{causes}</td>',
         f'<td data-value="{one.differing}">{histogram(one.steps) if one.differing else ""}</td>',
     )  # fmt: skip
     return f"<tr>{''.join(cells)}</tr>"
-
-
-def _number(value: float, shown: str = "") -> str:
-    return f'<td class="number" data-value="{value}">{shown or value}</td>'
-
-
-def _text(value: str) -> str:
-    return f'<td data-value="{escape(value)}">{escape(value)}</td>'
