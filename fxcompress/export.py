@@ -25,6 +25,7 @@ from fxcompress.graph import writes_in_place
 from fxcompress.inputs import bind_example
 from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
+from fxcompress.operators import COPIES, MOVES, VIEWS, called
 from fxcompress.names import output_names, quantized_names
 from fxcompress.onnx_types import Types, integers_of, narrow_types, refuse_types, translations
 from fxcompress.runtime import session
@@ -169,18 +170,20 @@ def _refuse_unfinished(net: CompressedModule) -> None:
 
 def _refuse_writes(lowered: GraphModule) -> None:
     for node in lowered.graph.nodes:
-        if writes_in_place(lowered, node) and (state := _stored_under(node.args[:1])) is not None:
+        if writes_in_place(lowered, node) and (state := _stored_under(lowered, node.args[:1])) is not None:
             raise ExportError(
                 f"the model changes its own '{state}' in evaluation, which no file can; leave that out in evaluation"
             )
 
 
-def _stored_under(values: Any) -> str | None:
+def _stored_under(lowered: GraphModule, values: Any) -> str | None:
     """The parameter or buffer that a value is, or is a view of."""
     while values and isinstance(values[0], Node):
-        if values[0].op == "get_attr":
-            return str(values[0].target)
-        values = values[0].args[:1] if "tensor_meta" in values[0].meta else ()
+        node = values[0]
+        if node.op == "get_attr":
+            return str(node.target)
+        is_view = called(lowered, node) in VIEWS | MOVES - COPIES | {getattr} or writes_in_place(lowered, node)
+        values = node.args[:1] if is_view else ()
     return None
 
 

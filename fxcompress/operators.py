@@ -63,6 +63,8 @@ MOVES: frozenset[Any] = CATS | VIEWS | {
     torch.select, "select", "expand", "clone",
 }  # fmt: skip
 """Operators that put a weight's elements elsewhere and compute nothing."""
+COPIES: frozenset[Any] = CATS | {torch.stack, "clone"}
+"""Of those, the ones whose output has memory of its own."""
 
 STOCHASTIC_DEPTHS = ("stochastic_depth", "StochasticDepth", "drop_path", "DropPath")
 """Functions and modules of torchvision, timm and transformers, by how their names end: none is a dependency."""

@@ -153,3 +153,17 @@ def test_a_model_that_changes_its_buffers_in_evaluation_is_not_exported(tmp_path
     net = fxc.compress(Decays(), "Q8(w)@0", rows(6), total_steps=1)
     with pytest.raises(ExportError, match="changes its own 'level' in evaluation"):
         fxc.export_onnx(net.eval(), tmp_path / "net.onnx")
+
+
+def test_what_is_computed_from_a_buffer_may_be_written_to(tmp_path: Path) -> None:
+    class Bends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.fc = nn.Linear(2, 6), nn.Linear(6, 3)
+            self.register_buffer("table", torch.arange(2.0)[None])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x + torch.relu_(self.layer(self.table)))  # type: ignore[no-any-return]
+
+    net = fxc.compress(seeded(Bends), "Q8(w,f)@0", rows(6), total_steps=1)
+    assert fxc.export_onnx(net.eval(), tmp_path / "net.onnx").ok
