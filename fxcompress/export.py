@@ -25,9 +25,9 @@ from fxcompress.graph import writes_in_place
 from fxcompress.inputs import bind_example
 from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
-from fxcompress.operators import COPIES, MOVES, VIEWS, called
 from fxcompress.names import output_names, quantized_names
 from fxcompress.onnx_types import Types, integers_of, narrow_types, refuse_types, translations
+from fxcompress.operators import COPIES, MOVES, VIEWS, called
 from fxcompress.runtime import session
 from fxcompress.sizes import fitted
 from fxcompress.targets import TARGETS

@@ -165,5 +165,5 @@ def test_what_is_computed_from_a_buffer_may_be_written_to(tmp_path: Path) -> Non
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x + torch.relu_(self.layer(self.table)))  # type: ignore[no-any-return]
 
-    net = fxc.compress(seeded(Bends), "Q8(w,f)@0", rows(6), total_steps=1)
+    net = fxc.compress(Bends(), "Q8(w,f)@0", rows(6), total_steps=1)
     assert fxc.export_onnx(net.eval(), tmp_path / "net.onnx").ok
