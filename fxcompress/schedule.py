@@ -139,7 +139,7 @@ class Schedule:
         """All events as a table: step, share of the total, what happens to how many tensors; then a bar for each rule
         over the steps."""
         table = render_timeline(self.events, self.steps, self.total_steps, self.notes)
-        drawn = bars(self.tracks(), self.total_steps) if self.total_steps else []
+        drawn = bars(self.tracks(), self.total_steps, self.rates) if self.total_steps else []
         return "\n".join([table.rstrip("\n"), *drawn])
 
     def tracks(self) -> list[Track]:

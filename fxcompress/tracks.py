@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fxcompress.rules import Prune
 from fxcompress.timing import Phase
@@ -48,11 +49,25 @@ def _track(phase: Phase) -> Track:
     return Track(f"P{phase.rule.share:g}({letter})", True, points)
 
 
-def bars(found: Sequence[Track], total_steps: int, width: int = 60) -> list[str]:
-    """One line a track, `width` columns for the whole training: a dot where nothing acts yet, then bars that rise."""
+def bars(
+    found: Sequence[Track], total_steps: int, rates: Mapping[int, float] | None = None, width: int = 60
+) -> list[str]:
+    """One line a track, `width` columns for the whole training: a dot where nothing acts yet, then bars that rise; then
+    one of learning rates by step, if some were seen, the highest as the tallest."""
     ends = [round(total_steps * (column + 1) / width) for column in range(width)]
-    longest = max((len(track.label) for track in found), default=0)
-    return [f"{track.label:<{longest}} {''.join(_column(track.share_at(end)) for end in ends)}" for track in found]
+    lines = [(track.label, "".join(_column(track.share_at(end)) for end in ends)) for track in found]
+    if rates:
+        lines.append((f"lr {max(rates.values()):.3g}", _rate_bar(rates, [0, *ends])))
+    longest = max((len(label) for label, _ in lines), default=0)
+    return [f"{label:<{longest}} {line}" for label, line in lines]
+
+
+def _rate_bar(rates: Mapping[int, float], ends: Sequence[int]) -> str:
+    most, last, columns = max(rates.values()), max(rates), []
+    for start, end in pairwise(ends):
+        seen = [rate for step, rate in rates.items() if step <= end]
+        columns.append(_column(seen[-1] / most) if seen and most and start < last else " ")
+    return "".join(columns)
 
 
 def _column(share: float) -> str:

@@ -67,7 +67,8 @@ def test_a_picture_of_training_has_its_learning_rates(tmp_path: Path) -> None:
     assert net.schedule.rates == {k: pytest.approx(0.5 * (1 - (k - 1) / 10)) for k in range(1, 11)}
     net.schedule.picture(tmp_path / "net.svg")
     assert "learning rate" in (tmp_path / "net.svg").read_text()
-    assert net.schedule.timeline().splitlines()[-1].startswith("Q8(w)   ·")
+    *_, grid, rate = net.schedule.timeline().splitlines()
+    assert grid.startswith("Q8(w)   ·") and rate.startswith("lr 0.5  ") and "███▇" in rate and "▂" in rate
 
 
 def test_few_rates_are_kept_of_a_long_training() -> None:
