@@ -164,21 +164,29 @@ def test_four_processes_one_killed_lose_and_double_nothing(tmp_path: Path) -> No
 
 
 def _pid_in_a_trial(storage: str, pids: set[int]) -> int:
-    """One of these processes, once it runs a trial and another was completed."""
-    for _ in range(600):
+    """One of these processes, stopped in the middle of a trial, once another trial was completed."""
+    for _ in range(1800):
         time.sleep(0.1)
-        if not os.path.exists(storage):
-            continue
-        try:
-            trials = optuna.load_study(study_name="search", storage=storage_of(storage)).get_trials()
-        except KeyError:
-            continue
-        running = [
-            t.user_attrs["alive"]["pid"] for t in trials if t.state.name == "RUNNING" and "alive" in t.user_attrs
-        ]
-        if running and any(t.state.name == "COMPLETE" for t in trials) and running[-1] in pids:
-            return int(running[-1])
+        trials = _trials(storage)
+        for pid in _running(trials) & pids if any(t.state.name == "COMPLETE" for t in trials) else ():
+            os.kill(pid, signal.SIGSTOP)  # or it might end its trial before it is killed
+            if pid in _running(_trials(storage)):
+                return pid
+            os.kill(pid, signal.SIGCONT)
     raise AssertionError("no trial ran")
+
+
+def _trials(storage: str) -> list[Any]:
+    if not os.path.exists(storage):
+        return []
+    try:
+        return optuna.load_study(study_name="search", storage=storage_of(storage)).get_trials()
+    except KeyError:
+        return []
+
+
+def _running(trials: list[Any]) -> set[int]:
+    return {t.user_attrs["alive"]["pid"] for t in trials if t.state.name == "RUNNING" and "alive" in t.user_attrs}
 
 
 def test_the_command_line_searches(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
