@@ -23,7 +23,7 @@ def matched_arms(orders: Mapping[str, object], start: str = "20%", end: str = "6
     All events of an arm are spaced evenly from `start` to `end`, in the order of its rules, weights before activations.
     Raises SpecError for a rule with times, or an end that is not later.
     """
-    first, last = _percent("start", start), _percent("end", end)
+    first, last = percent("start", start), percent("end", end)
     if last <= first:
         raise SpecError(f"end is '{end}', not later than start '{start}'; move one of them")
     return {name: _spaced(name, Spec.of(order), first, last) for name, order in orders.items()}
@@ -32,11 +32,12 @@ def matched_arms(orders: Mapping[str, object], start: str = "20%", end: str = "6
 def at_once(order: object, start: str = "20%", end: str = "60%") -> Spec:
     """All rules of a spec without times from `start` on; ramps rise until `end`. Raises as `matched_arms` does."""
     rules = [rule for rule in Spec.of(order).rules if not _refuse_times("at once", rule)]
-    _percent("start", start), _percent("end", end)
+    percent("start", start), percent("end", end)
     return Spec(rules=[_timed(rule, start, end if _events(rule) > 1 else None) for rule in rules])
 
 
-def _percent(name: str, value: str) -> Fraction:
+def percent(name: str, value: str) -> Fraction:
+    """A share of training such as "20%", in percent. Raises SpecError, naming it, for anything else."""
     try:
         share = Fraction(str(value).removesuffix("%"))
     except ValueError:

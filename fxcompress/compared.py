@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fxcompress.files import whole, writable
 from fxcompress.paired import LEVEL, Difference, differences
-from fxcompress.picture import form_of
+from fxcompress.picture import bytes_of, form_of
 from fxcompress.tables import text_of
 
 
@@ -70,13 +70,7 @@ class Comparison:
         for name, by_seed in self.metrics.items():
             values, rates = list(by_seed.values()), self.rates(name)
             spread = f"{statistics.stdev(values):.4g}" if len(values) > 1 else ""
-            said = (
-                ""
-                if rates is None
-                else f"{rates[0]:.3g}"
-                if rates[0] == rates[1]
-                else f"{rates[0]:.3g} to {rates[1]:.3g}"
-            )
+            said = _range(rates)
             recovery = str(self.timing[name][1]) if self.timing[name][0] else ""
             table.add_row(name, f"{statistics.mean(values):.6g}", spread, str(len(values)), recovery, said)
         return text_of(table, [str(difference) for difference in self.differences])
@@ -90,13 +84,7 @@ class Comparison:
         for name, by_seed in self.metrics.items():
             values, rates = list(by_seed.values()), self.rates(name)
             spread = f"{statistics.stdev(values):.3g}" if len(values) > 1 else "–"
-            said = (
-                "–"
-                if rates is None
-                else f"{rates[0]:.3g}"
-                if rates[0] == rates[1]
-                else f"{rates[0]:.3g} – {rates[1]:.3g}"
-            )
+            said = _range(rates) or "–"
             recovery = str(self.timing[name][1]) if self.timing[name][0] else "–"
             lines.append(f"| {name} | {statistics.mean(values):.4g} | {spread} | {len(values)} | {recovery} | {said} |")
         lines += ["", f"| difference | mean | {LEVEL:.0%} interval | p (Holm) | |", "|---|---:|---:|---:|---|"]
@@ -115,9 +103,11 @@ class Comparison:
             file.write_bytes(_drawn(self, metric, form))
 
 
-def _drawn(found: Comparison, metric: str, form: str) -> bytes:
-    import io
+def _range(rates: tuple[float, float] | None) -> str:
+    return "" if rates is None else " – ".join(dict.fromkeys(f"{rate:.3g}" for rate in rates))
 
+
+def _drawn(found: Comparison, metric: str, form: str) -> bytes:
     from matplotlib.figure import Figure
 
     pairs = found.differences
@@ -140,6 +130,4 @@ def _drawn(found: Comparison, metric: str, form: str) -> bytes:
     right.set_yticks(range(len(pairs)), [f"{d.first}\n− {d.second}" for d in pairs], fontsize=6)
     right.set_xlabel(f"difference of {metric}, {LEVEL:.0%} interval")
     right.invert_yaxis()
-    target = io.BytesIO()
-    figure.savefig(target, format=form, metadata={"Date": None} if form == "svg" else None, dpi=120)
-    return target.getvalue()
+    return bytes_of(figure, form)

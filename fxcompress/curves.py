@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,8 +16,8 @@ from fxcompress.calls import bind, spread
 from fxcompress.constants import evaluate
 from fxcompress.dryrun import untouched
 from fxcompress.errors import InputError, ScheduleError
-from fxcompress.gates import gated
 from fxcompress.graph import COMPRESSION, modules_of_type
+from fxcompress.looking import looking
 from fxcompress.module import CompressedModule
 from fxcompress.operators import shape_of
 from fxcompress.pruner import Pruner
@@ -119,34 +118,15 @@ def _clipped_activations(net: CompressedModule, inputs: Any) -> Iterator[_Share]
     if inputs is None:
         return
     args, kwargs = spread(inspect.signature(net.forward), bind(net, inputs))
-    with untouched(net), _counting(net) as counts:
+    counts: dict[str, list[tuple[Tensor, int]]] = {}
+
+    def count(path: str, quantizer: Quantizer, x: Tensor) -> None:
+        counts.setdefault(path, []).append((quantizer.clipped(x), x.numel()))
+
+    with untouched(net), looking(net, count):
         net.eval()(*args, **kwargs)
     for path, calls in counts.items():
         yield _Share(path, "activation", sum(int(part) for part, _ in calls), sum(whole for _, whole in calls))
-
-
-@contextmanager
-def _counting(net: CompressedModule) -> Iterator[dict[str, list[tuple[Tensor, int]]]]:
-    """By path of an activation's quantizer, values clipped and values seen in each call while this lasts."""
-    counts: dict[str, list[tuple[Tensor, int]]] = {}
-
-    def hook_of(path: str) -> Any:
-        def count(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
-            x = gated(args[1]) if len(args) > 1 else args[0]
-            counts.setdefault(path, []).append((quantizer.clipped(x), x.numel()))
-
-        return count
-
-    handles = [
-        quantizer.register_forward_pre_hook(hook_of(path))
-        for path, quantizer in modules_of_type(net, Quantizer)
-        if quantizer.is_enabled and quantizer.of_activation
-    ]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _kind(module: Pruner | Quantizer) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from rich.table import Table
 from fxcompress.errors import CompareError
 from fxcompress.extras import needed
 from fxcompress.files import whole, writable
-from fxcompress.picture import form_of
-from fxcompress.space import Space
+from fxcompress.picture import bytes_of, form_of
 from fxcompress.spec import Spec
 from fxcompress.tables import text_of
 
@@ -26,7 +24,6 @@ class Found:
     """A study's finished trials. `str()` is the ranking and the importance of each choice."""
 
     study: Any
-    space: Space
     objectives: tuple[str, ...]
     maximize: bool
 
@@ -149,6 +146,4 @@ def _drawn(found: Found, form: str) -> bytes:
     right.set_yticks(range(len(names)), names, fontsize=8)
     right.invert_yaxis()
     right.set_xlabel(f"importance for {found.objectives[0]}")
-    target = io.BytesIO()
-    figure.savefig(target, format=form, metadata={"Date": None} if form == "svg" else None, dpi=120)
-    return target.getvalue()
+    return bytes_of(figure, form)

@@ -61,9 +61,13 @@ def drawn(
             axis.set_ylabel("learning rate")
         axes[-1].set_xlabel("optimizer step")
         axes[-1].set_xlim(0, total_steps)
-        target = io.BytesIO()
-        # Without a date the same schedule gives the same file.
-        figure.savefig(target, format=form, metadata={"Date": None} if form == "svg" else None, dpi=120)
+        return bytes_of(figure, form)
+
+
+def bytes_of(figure: Any, form: str) -> bytes:
+    """A Matplotlib figure as a file; without a date, so that the same figure gives the same file."""
+    target = io.BytesIO()
+    figure.savefig(target, format=form, metadata={"Date": None} if form == "svg" else None, dpi=120)
     return target.getvalue()
 
 

@@ -85,7 +85,7 @@ def search(  # noqa: PLR0913 - the public surface
                 _run(study, trial, job)
             bar.n = sum(t.state.is_finished() and t.state.name != "FAIL" for t in study.get_trials(deepcopy=False))
             bar.refresh()
-    return Found(study, made, tuple(objectives), maximize)
+    return Found(study, tuple(objectives), maximize)
 
 
 def _check(objectives: Sequence[str], sampler: str) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import permutations
 from typing import Any, Protocol
 
+from fxcompress.arms import percent
 from fxcompress.errors import SpecError
 from fxcompress.rules import Prune, Quantize
 from fxcompress.spec import Spec
@@ -63,7 +64,7 @@ class Space:
         if len(self.parts) > MOST_PARTS and self.orders == "any":
             orders = math.factorial(len(self.parts))
             yield f"'{self.spec}' has {len(self.parts)} parts in {orders} orders; pass orders='given', or fewer rules"
-        window = [_share(name, value) for name, value in (("start", self.start), ("end", self.end))]
+        window = [percent(name, value) for name, value in (("start", self.start), ("end", self.end))]
         if window[0] >= window[1]:
             yield f"end is '{self.end}', not later than start '{self.start}'; move one of them"
         if self.sparsity is not None and not 0 <= self.sparsity[0] <= self.sparsity[1] < 1:
@@ -107,7 +108,7 @@ class Space:
     def _times(self, chooser: Chooser, count: int) -> list[float]:
         """When each part begins, and where the last may end: gaps of chosen lengths fill the window."""
         gaps = [chooser.suggest_float(f"gap {k}", 0.05, 1.0) for k in range(count + 1)]
-        start, end = _share("start", self.start), _share("end", self.end)
+        start, end = float(percent("start", self.start)), float(percent("end", self.end))
         return [start + (end - start) * sum(gaps[: k + 1]) / sum(gaps) for k in range(count)] + [end]
 
     def _amounts(self, chooser: Chooser) -> list[dict[str, Any]]:
@@ -133,16 +134,6 @@ class Space:
 
 def _letter(rule: Prune | Quantize, target: str) -> str:
     return f"{'P' if isinstance(rule, Prune) else 'Q'}({'w' if target == 'weight' else 'f'})"
-
-
-def _share(name: str, value: str) -> float:
-    try:
-        share = float(str(value).removesuffix("%"))
-    except ValueError:
-        share = -1.0
-    if not str(value).endswith("%") or not 0 <= share <= 100:
-        raise SpecError(f"{name} is {value!r}; write a share of training such as '20%'")
-    return share
 
 
 def _percent(share: float) -> str:

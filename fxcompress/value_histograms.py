@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +13,8 @@ from fxcompress.acting import sources_of
 from fxcompress.calls import bind, spread
 from fxcompress.constants import evaluate
 from fxcompress.dryrun import untouched
-from fxcompress.gates import gated
 from fxcompress.graph import modules_of_type
+from fxcompress.looking import looking
 from fxcompress.module import CompressedModule
 from fxcompress.quantizer import Quantizer
 
@@ -52,29 +50,13 @@ def value_histograms(net: CompressedModule, inputs: Any = None) -> dict[str, Val
     }
     given = net.schedule.example_inputs if inputs is None else bind(net, inputs)
     args, kwargs = spread(inspect.signature(net.forward), given)
-    with untouched(net), _looking(net, found):
+
+    def look(path: str, quantizer: Quantizer, x: Tensor) -> None:
+        found[path] = _histogram(quantizer, x)
+
+    with untouched(net), looking(net, look):
         net.eval()(*args, **kwargs)
     return found
-
-
-@contextmanager
-def _looking(net: CompressedModule, found: dict[str, ValueHistogram]) -> Iterator[None]:
-    def hook_of(path: str) -> Any:
-        def look(quantizer: Quantizer, args: tuple[Tensor, ...]) -> None:
-            found[path] = _histogram(quantizer, gated(args[1]) if len(args) > 1 else args[0])
-
-        return look
-
-    handles = [
-        quantizer.register_forward_pre_hook(hook_of(path))
-        for path, quantizer in modules_of_type(net, Quantizer)
-        if quantizer.is_enabled and quantizer.of_activation
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _histogram(quantizer: Quantizer, values: Tensor) -> ValueHistogram:
