@@ -3,7 +3,6 @@
 from fxcompress.api import compress as compress
 from fxcompress.arms import at_once as at_once
 from fxcompress.arms import matched_arms as matched_arms
-from fxcompress.arms import paper_arms as paper_arms
 from fxcompress.calibration import calibrate as calibrate
 from fxcompress.compare import compare as compare
 from fxcompress.compare import held_rate as held_rate
@@ -14,6 +13,8 @@ from fxcompress.mask_sets import keep_masks as keep_masks
 from fxcompress.mask_sets import kept_masks as kept_masks
 from fxcompress.mask_sets import use_masks as use_masks
 from fxcompress.module import CompressedModule as CompressedModule
+from fxcompress.paper import paper_arms as paper_arms
+from fxcompress.paper import paper_choices as paper_choices
 from fxcompress.report import report as report
 from fxcompress.report_html import write_report as write_report
 from fxcompress.rules import Prune as Prune

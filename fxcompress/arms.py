@@ -1,13 +1,11 @@
-"""Specs to compare: orders with matched times, and the paper's own unmatched ones."""
+"""Specs to compare: orders with matched times."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 
 from fxcompress.errors import SpecError
-from fxcompress.fields import nearest
 from fxcompress.rules import Prune, Quantize
 from fxcompress.spec import Spec
 
@@ -79,40 +77,3 @@ def _refuse_times(name: str, rule: Prune | Quantize) -> bool:
             f"arm '{name}' has times in '{rule}'; matched arms get theirs from 'start' and 'end': drop them"
         )
     return False
-
-
-@dataclass(frozen=True)
-class Published:
-    """A task's published times (arXiv 2110.08271): prune first and then quantize, and the other way round.
-
-    Each is (ramp of pruning, quantization of weights, of activations).
-    """
-
-    prune_first: tuple[str, str, str]
-    quantize_first: tuple[str, str, str]
-
-
-PUBLISHED = {
-    "classification": Published(("@46%..64%", "@92%", "@94%"), ("@78%..96%", "@64%", "@68%")),
-    "super-resolution": Published(("@72.5%..80%", "@80%", "@85%"), ("@80%..87.5%", "@70%", "@75%")),
-}
-"""Of 250 epochs on CIFAR-10 and of 200 on T91."""
-
-
-def paper_arms(task: str, sparsity: float = 0.5, bits: int = 8) -> dict[str, Spec]:
-    """The paper's arms for "classification" or "super-resolution", at its own times, which are not matched.
-
-    Quantization alone has the times that it has after pruning. Raises SpecError for another task.
-    """
-    if task not in PUBLISHED:
-        raise SpecError(f"task is {task!r}; {nearest(task, PUBLISHED)}times were published for: {', '.join(PUBLISHED)}")
-    first, last = PUBLISHED[task].prune_first, PUBLISHED[task].quantize_first
-    arms = {"Q(w,f)": _quantized(bits, first)}
-    for letters in ("w", "w,f"):
-        arms[f"P({letters}) -> Q(w,f)"] = f"P{sparsity}({letters}){first[0]} -> {_quantized(bits, first)}"
-        arms[f"Q(w,f) -> P({letters})"] = f"{_quantized(bits, last)} -> P{sparsity}({letters}){last[0]}"
-    return {name: Spec.parse(text) for name, text in arms.items()}
-
-
-def _quantized(bits: int, times: tuple[str, str, str]) -> str:
-    return f"Q{bits}(w){times[1]} -> Q{bits}(f){times[2]}"

@@ -42,7 +42,10 @@ def scales(values: Tensor, counts: Tensor | None, grid: Grid, how: Calibration) 
     width = _width(low, high, grid)
     if grid.binary:
         return _positive(_mean_magnitude(values), width, grid), torch.zeros_like(low, dtype=torch.int32)
-    if how.range == "mse":
+    saturates = how.range == "quantile" and how.scale == "power-of-two"
+    if saturates:
+        values = _saturated(values, counts, how)
+    if how.range == "mse" or saturates:
         scale, zero_point = _least_squares(values, counts, _candidates(width, grid, how.scale), grid)
         revived = _positive(scale, width, grid)
         return revived, torch.where(revived == scale, zero_point, _zero_point(low, revived, grid))
@@ -113,6 +116,13 @@ def _quantiles(values: Tensor, counts: Tensor | None, how: Calibration) -> tuple
     )
     low, high = torch.lerp(lower, upper, (ranks - ranks.floor()).float()).unbind(1)
     return low, high
+
+
+def _saturated(values: Tensor, counts: Tensor | None, how: Calibration) -> Tensor:
+    """Values clipped to the rule's quantiles; as they are in a row of which the quantiles leave nothing."""
+    low, high = (q[:, None] for q in _quantiles(values, counts, how))
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    return torch.where(low < high, values.clamp(low, high), values)
 
 
 def _least_divergence(

@@ -1,4 +1,4 @@
-"""Specs to compare: the same window for each order, and the paper's own times."""
+"""Specs to compare: the same window for each order, and all at once."""
 
 from __future__ import annotations
 
@@ -34,20 +34,7 @@ def test_at_once_starts_all_rules_together_and_ends_with_the_others() -> None:
     assert steps_of(spec)[0] == 200 and steps_of(spec)[-1] == 600
 
 
-def test_the_papers_times_are_its_own() -> None:
-    arms = fxc.paper_arms("classification")
-    assert list(arms) == ["Q(w,f)", "P(w) -> Q(w,f)", "Q(w,f) -> P(w)", "P(w,f) -> Q(w,f)", "Q(w,f) -> P(w,f)"]
-    epochs = {name: [round(step / 4) for step in steps_of(spec)] for name, spec in arms.items()}
-    assert epochs["P(w,f) -> Q(w,f)"] == [115, 130, 145, 160, 230, 235]
-    assert epochs["Q(w,f) -> P(w)"] == [160, 170, 195, 210, 225, 240]
-    epochs = {name: [step // 5 for step in steps_of(spec)] for name, spec in fxc.paper_arms("super-resolution").items()}
-    assert epochs["P(w) -> Q(w,f)"] == [145, 150, 155, 160, 170]
-    assert epochs["Q(w,f) -> P(w,f)"] == [140, 150, 160, 165, 170, 175]
-
-
-def test_other_tasks_times_and_windows_are_refused() -> None:
-    with pytest.raises(SpecError, match="task is 'clasification'; did you mean 'classification'"):
-        fxc.paper_arms("clasification")
+def test_times_and_windows_that_cannot_be_are_refused() -> None:
     with pytest.raises(SpecError, match=r"arm 'a' has times in 'Q8\(w\)@5%'"):
         fxc.matched_arms({"a": "Q8(w)@5%"})
     with pytest.raises(SpecError, match="end is '20%', not later than start '20%'"):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PUBLIC = [
     "CompressedModule", "Prune", "Quantize", "Space", "Spec", "at_once", "calibrate", "compare", "compress",
     "export_onnx", "freeze", "held_rate", "keep_masks", "kept_masks", "load", "log_curves", "matched_arms",
-    "paper_arms", "report", "save", "search", "shrink", "use_masks", "verify", "write_report",
+    "paper_arms", "paper_choices", "report", "save", "search", "shrink", "use_masks", "verify", "write_report",
 ]  # fmt: skip
 LEAVES = [
     "capture", "errors", "graph", "grid", "module", "notation", "operators", "pipeline", "pruner", "quantizer",

@@ -55,6 +55,16 @@ def test_power_of_two_takes_the_best_of_the_papers_21() -> None:
         assert float(scale[row]) == 2.0 ** -min(tried, key=tried.__getitem__)
 
 
+def test_power_of_two_with_quantiles_is_the_best_for_the_clipped_values() -> None:
+    x = torch.randn(1, 9000, generator=torch.Generator().manual_seed(1))
+    x[0, 0] = 1000.0
+    assert float(scales(x, None, WEIGHT, Calibration("min-max", "power-of-two"))[0]) == 1
+    scale, zero = scales(x, None, WEIGHT, Calibration("quantile", "power-of-two", (0.001, 0.999)))
+    clipped = x.clamp(*x.quantile(torch.tensor([0.001, 0.999])).tolist())
+    tried = {d: error(clipped, torch.tensor([2.0**-d]), zero, WEIGHT) for d in range(21)}
+    assert float(scale) == 2.0 ** -min(tried, key=tried.__getitem__)
+
+
 def test_power_of_two_that_covers() -> None:
     scale, _ = scales(torch.tensor([[-1.0, 0.9]]), None, WEIGHT, Calibration("min-max", "power-of-two"))
     assert float(scale) == 2**-6
