@@ -16,13 +16,14 @@ import onnx
 import onnx_ir as ir
 import torch
 from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_map, tree_map_only
 
 from fxcompress import files
 from fxcompress.errors import ExportError
 from fxcompress.files import whole_folder, writable
 from fxcompress.frozen import lower
 from fxcompress.graph import writes_in_place
-from fxcompress.inputs import bind_example
+from fxcompress.inputs import bind_example, flat_tensors
 from fxcompress.islands import unexportable
 from fxcompress.module import CompressedModule
 from fxcompress.names import output_names, quantized_names
@@ -95,8 +96,11 @@ def _refuse_unloadable(file: Path, target: Path, opset: int) -> None:
 
 
 def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic_batch: bool) -> ir.Model:
-    examples = {k: _at_least_two(v) if dynamic_batch else v for k, v in inputs.items() if isinstance(v, torch.Tensor)}
+    places = [str(node.target) for node in lowered.graph.nodes if node.op == "placeholder"]
+    examples = {k: inputs[k] for k in places if k in inputs and flat_tensors({k: inputs[k]})}
     _drop_other_inputs(lowered, set(examples))
+    if dynamic_batch:
+        examples = tree_map_only(torch.Tensor, _at_least_two, examples)
     batch = torch.export.Dim("batch")
     with _quiet():
         try:
@@ -106,7 +110,8 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic
                 dynamo=True,
                 verbose=False,
                 opset_version=types.opset,
-                dynamic_shapes={k: {0: batch} for k in examples} if dynamic_batch else None,
+                dynamic_shapes=tree_map(lambda x: _free(x, batch), examples) if dynamic_batch else None,
+                input_names=list(flat_tensors(examples)),
                 custom_translation_table=translations(types),
                 output_names=output_names(lowered),
             )
@@ -215,6 +220,10 @@ def _drop_other_inputs(lowered: GraphModule, kept: set[str]) -> None:
         if node.op == "placeholder" and node.target not in kept and not node.users:
             lowered.graph.erase_node(node)
     lowered.recompile()
+
+
+def _free(x: Any, batch: Any) -> dict[int, Any] | None:
+    return {0: batch} if isinstance(x, torch.Tensor) and x.ndim else None
 
 
 def _at_least_two(x: torch.Tensor) -> torch.Tensor:

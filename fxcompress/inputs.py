@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,21 @@ from torch.utils import _pytree as pytree
 
 from fxcompress.calls import bind
 from fxcompress.module import CompressedModule
+
+
+def flat_tensors(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of the inputs under the names that they have in a file: an argument's own, and those of a container
+    with their places behind it, such as `features_0` or `features_p3`."""
+    found = {}
+    for name, value in inputs.items():
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, torch.Tensor):
+                found["_".join([name, *(_place(key) for key in path)])] = leaf
+    return found
+
+
+def _place(key: Any) -> str:
+    return str(getattr(key, "idx", getattr(key, "key", getattr(key, "name", key))))
 
 
 def bind_example(net: CompressedModule, example_inputs: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -45,7 +45,12 @@ class Difference:
 
 def differences(metrics: Mapping[str, Mapping[int, float]]) -> list[Difference]:
     """Every pair of arms, from each arm's metric by seed."""
-    found = [_difference(first, second, metrics) for first, second in combinations(metrics, 2)]
+    return corrected([_difference(first, second, metrics) for first, second in combinations(metrics, 2)])
+
+
+def corrected(pairs: Iterable[Difference]) -> list[Difference]:
+    """The same with p by Holm's method for all of them together, from p of each by itself."""
+    found = list(pairs)
     ranked = sorted(range(len(found)), key=lambda i: found[i].p)
     largest = 0.0
     for rank, i in enumerate(ranked):

@@ -24,7 +24,7 @@ from fxcompress.comparison import TensorComparison as TensorComparison
 from fxcompress.comparison import Verification as Verification
 from fxcompress.errors import VerifyError
 from fxcompress.frozen import evaluation_copy, lower
-from fxcompress.inputs import bind_example
+from fxcompress.inputs import bind_example, flat_tensors
 from fxcompress.layers import positional
 from fxcompress.module import CompressedModule
 from fxcompress.names import module_behind, output_names, quantized_names
@@ -80,12 +80,13 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _feed(model: onnx.ModelProto, feeds: Mapping[str, Any], path: Path) -> dict[str, np.ndarray]:
-    missing = [i.name for i in model.graph.input if not isinstance(feeds.get(i.name), Tensor)]
+    tensors = flat_tensors(feeds)
+    missing = [i.name for i in model.graph.input if i.name not in tensors]
     if missing:
         raise VerifyError(
             f"'{path}' was not exported from this net: it has an input '{missing[0]}'; export the net again"
         )
-    return {i.name: feeds[i.name].detach().cpu().numpy() for i in model.graph.input}
+    return {i.name: tensors[i.name].detach().cpu().numpy() for i in model.graph.input}
 
 
 def _refuse_other_model(model: onnx.ModelProto, names: set[str], path: Path) -> None:

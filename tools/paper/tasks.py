@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from paper_parts.cifar import load_cifar
+from paper_parts.espcn import Espcn
+from paper_parts.images import luminance, psnr, read_image
+from super_resolution import PATCH, SCALE, cropped, patch, smaller
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -122,16 +124,7 @@ class SmallResNet(nn.Module):
 
 
 def _cifar(root: Path, steps: int) -> Task:
-    stored = np.load(root / "cifar10/cifar10_jpeg.npz")
-
-    def part(name: str, count: int) -> Batch:
-        raw, offsets = stored[f"{name}_jpeg"].tobytes(), stored[f"{name}_offsets"]
-        images = np.stack([np.array(Image.open(io.BytesIO(raw[offsets[i] : offsets[i + 1]]))) for i in range(count)])
-        x = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25
-        return x.contiguous(), torch.from_numpy(stored[f"{name}_labels"].astype(np.int64)[:count])
-
-    images, labels = part("train", 10_000)
-    test = part("test", 2_000)
+    (images, labels), test = load_cifar(root, 10_000, 2_000)
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = SmallResNet()
@@ -148,67 +141,24 @@ def _cifar(root: Path, steps: int) -> Task:
     return Task("cifar", "classification", "accuracy, %", steps, build, batch, F.cross_entropy, evaluate, images[:4])
 
 
-class Espcn(nn.Module):
-    """Super-resolution by sub-pixel convolution (arXiv 1609.05158), of the luminance."""
-
-    def __init__(self, scale: int = 3) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 64, 5, padding=2), nn.Conv2d(64, 32, 3, padding=1)
-        self.conv3, self.shuffle = nn.Conv2d(32, scale**2, 3, padding=1), nn.PixelShuffle(scale)
-        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, 1, H, W] in 0..1 to [N, 1, scale H, scale W]."""
-        return self.shuffle(self.conv3(self.relu2(self.conv2(self.relu1(self.conv1(x))))))  # type: ignore[no-any-return]
-
-
-SCALE, PATCH = 3, 51
-
-
 def _espcn(root: Path, steps: int) -> Task:
-    train = [_luminance(file) for file in sorted((root / "t91").glob("*.png"))]
-    test = [_cropped(_luminance(file)) for file in sorted((root / "set5").glob("*.png"))]
+    train = [luminance(read_image(file)) for file in sorted((root / "t91").glob("*.png"))]
+    test = [cropped(luminance(read_image(file))) for file in sorted((root / "set5").glob("*.png"))]
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = Espcn()
         return model, torch.optim.Adam(model.parameters(), 1e-3)
 
     def batch() -> Batch:
-        patches = [_patch(train[i]) for i in torch.randint(len(train), (16,)).tolist()]
+        patches = [patch(train[i]) for i in torch.randint(len(train), (16,)).tolist()]
         high = torch.stack(patches)
-        return _smaller(high), high
+        return smaller(high), high
 
     @torch.no_grad()
     def evaluate(net: nn.Module) -> float:
-        return float(np.mean([_psnr(net(_smaller(high[None])), high[None]) for high in test]))
+        return float(np.mean([psnr(net(smaller(high[None])), high[None], SCALE) for high in test]))
 
     example = torch.rand(2, 1, PATCH // SCALE, PATCH // SCALE, generator=torch.Generator().manual_seed(0))
     return Task(
         "espcn", "super-resolution", "PSNR on Set5, dB", steps, build, batch, F.mse_loss, evaluate, example, "centre"
     )
-
-
-def _luminance(file: Path) -> Tensor:
-    """Y of YCbCr (BT.601, 16 to 235 of 255) in 0..1, [1, H, W]."""
-    rgb = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).float()
-    return ((rgb @ torch.tensor([65.481, 128.553, 24.966]) / 255 + 16) / 255)[None]
-
-
-def _cropped(image: Tensor) -> Tensor:
-    return image[:, : image.shape[1] // SCALE * SCALE, : image.shape[2] // SCALE * SCALE]
-
-
-def _patch(image: Tensor) -> Tensor:
-    top, left = (int(torch.randint(length - PATCH + 1, ())) for length in image.shape[1:])
-    patch = image[:, top : top + PATCH, left : left + PATCH]
-    return patch.flip(2) if torch.rand(()) < 0.5 else patch
-
-
-def _smaller(high: Tensor) -> Tensor:
-    return F.interpolate(high, scale_factor=1 / SCALE, mode="bicubic", antialias=False)
-
-
-def _psnr(found: Tensor, wanted: Tensor) -> float:
-    """Without a border of SCALE pixels, as is usual."""
-    error = (found.clamp(0, 1) - wanted)[..., SCALE:-SCALE, SCALE:-SCALE].square().mean()
-    return float(-10 * torch.log10(error))

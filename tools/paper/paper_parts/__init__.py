@@ -1,0 +1,1 @@
+"""What the scripts of the paper's tasks share."""

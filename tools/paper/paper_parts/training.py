@@ -1,0 +1,124 @@
+"""One arm trained with one seed, in pieces: what is done so far is on disk, and a later call goes on to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import fxcompress as fxc
+from fxcompress.files import whole
+from paper_parts.task import Parts, Task
+
+SAVE_EVERY = 300.0
+"""Seconds between checkpoints."""
+
+
+@dataclass
+class Training:
+    """An arm of a task in training. `rates` are the learning rates at events, by step."""
+
+    task: Task
+    spec: Path | None
+    kind: str
+    seed: int
+    file: Path
+    device: torch.device
+    half: bool = False
+    done: int = 0
+    seconds: float = 0.0
+    rates: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        self.parts = self.task.build()
+        self.digest = digest(self.parts)
+        for module in self.parts.modules().values():
+            module.to(self.device).train()
+        if self.spec is not None:
+            optimizer = next(iter(self.parts.optimizers.values()))
+            examples = self.task.examples()
+            for name, model in self.parts.nets.items():
+                self.parts.nets[name] = fxc.compress(
+                    model, self.spec, examples[name], total_steps=self.task.total_steps, optimizer=optimizer
+                )
+        self.schedulers = {
+            name: torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+            for name, optimizer in self.parts.optimizers.items()
+        }
+        torch.manual_seed(self.seed)
+        if self.file.exists():
+            self._load()
+
+    def _rate(self, step: int) -> float:
+        total = self.task.total_steps
+        return fxc.held_rate(step, total) if self.kind == "matched" else self.task.published_rate(step / total)
+
+    def until(self, deadline: float) -> bool:
+        """Train on until the end, or `deadline` by `time.monotonic`. Returns whether the end was reached."""
+        start, saved = time.monotonic(), time.monotonic()
+        with tqdm(total=self.task.total_steps, initial=self.done, desc=self.file.stem, disable=None) as bar:
+            while self.done < self.task.total_steps:
+                now = time.monotonic()
+                if now > deadline or now - saved > SAVE_EVERY:
+                    self._save(now - start)
+                    saved = now
+                if now > deadline:
+                    return False
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                    self.task.step(self.parts)
+                for scheduler in self.schedulers.values():
+                    scheduler.step()
+                self.done += 1
+                bar.update()
+        self.seconds += time.monotonic() - start
+        self._save(0.0)
+        for module in self.parts.modules().values():
+            module.eval()
+        return True
+
+    def _save(self, seconds: float) -> None:
+        for net in self.parts.nets.values():
+            if isinstance(net, fxc.CompressedModule):
+                steps = {event.step for event in net.schedule.events}
+                self.rates |= {step: rate for step, rate in net.schedule.rates.items() if step in steps}
+        state: dict[str, Any] = {"done": self.done, "seconds": self.seconds + seconds, "rates": self.rates}
+        state["random"] = torch.get_rng_state()
+        for kind in ("modules", "optimizers", "schedulers"):
+            state[kind] = {name: part.state_dict() for name, part in self._parts(kind).items()}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(self.file) as file:
+            torch.save(state, file)
+
+    def _load(self) -> None:
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        for kind in ("modules", "optimizers", "schedulers"):
+            for name, part in self._parts(kind).items():
+                part.load_state_dict(state[kind][name])
+        self.done, self.seconds, self.rates = state["done"], state["seconds"], state["rates"]
+        torch.set_rng_state(state["random"])
+
+    def _parts(self, kind: str) -> dict[str, Any]:
+        return {
+            "modules": self.parts.modules(), "optimizers": self.parts.optimizers, "schedulers": self.schedulers,
+        }[kind]  # fmt: skip
+
+
+def digest(parts: Parts) -> str:
+    """Of all weights and buffers, to tell whether arms began alike."""
+    made = hashlib.sha256()
+    for name, module in parts.modules().items():
+        _add(made, name, module)
+    return made.hexdigest()[:16]
+
+
+def _add(made: Any, name: str, module: nn.Module) -> None:
+    for key, value in module.state_dict().items():
+        made.update(f"{name}.{key}".encode())
+        made.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
