@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 SIZE = {"smoke": 32, "cpu": 96, "full": 256}
 WIDTH = {"smoke": 4, "cpu": 16, "full": 64}
-BLOCKS = {"smoke": 1, "cpu": 6, "full": 9}
+BLOCKS = {"smoke": 1, "cpu": 4, "full": 9}
 EPOCHS = {"smoke": 2, "cpu": 10, "full": 300}
 CYCLE, IDENTITY = 10.0, 5.0
 MARGIN = 1.117

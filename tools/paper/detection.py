@@ -23,6 +23,7 @@ from torchvision.models.detection import FasterRCNN
 
 SIZES = {"smoke": (64, 72), "cpu": (160, 192, 208, 224), "full": (480, 512, 544, 576, 600)}
 EPOCHS = {"smoke": 2, "cpu": 9, "full": 9}
+TRAIN = {"smoke": "train", "cpu": "train", "full": "trainval"}
 PLACES = {"backbone": "backbone", "rpn_head": "rpn.head", "region_head": "roi_heads.box_head"}
 
 
@@ -37,7 +38,7 @@ class Detection(Task):
             self.train = self.test = made_up_scenes()
             self.classes = 2
         else:
-            (self.train, self.test), names = load_scenes(setting.root, ("trainval", "test"))
+            (self.train, self.test), names = load_scenes(setting.root, (TRAIN[setting.budget], "test"))
             self.classes = 1 + len(names)
         self.epochs, self.steps_per_epoch = EPOCHS[setting.budget], -(-len(self.train) // self.batch)
         self.differs = (

@@ -14,6 +14,7 @@ import torch
 from fxcompress.json_lines import Store
 from paper_parts.arms import KINDS, arms_of
 from paper_parts.deploy import deployed
+from paper_parts.processes import join, rank, world
 from paper_parts.tables import markdown
 from paper_parts.task import Setting, Task
 from paper_parts.training import Training
@@ -21,8 +22,8 @@ from paper_parts.training import Training
 HELP = """{doc}
 
 Goes on where it was: WORK keeps a checkpoint of the training in progress and a JSON line for each that ended. With
---minutes it stops by then (exit code 3 while something is left), so that long tables can be made in pieces. Prints the
-tables as Markdown."""
+--minutes it stops by then (exit code 3 while something is left), so that long tables can be made in pieces. `torchrun
+--nproc-per-node 8` trains on so many devices. Prints the tables as Markdown."""
 UNFINISHED = 3
 
 
@@ -48,12 +49,13 @@ def run(kind: type[Task], doc: str) -> int:
     """Do what the command line asks for."""
     options = _options(kind, doc)
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    device = join(options.device)
     try:
-        task = kind(Setting(options.budget, options.data_root, options.device, options.features))
+        task = kind(Setting(options.budget, options.data_root, device, options.features))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    task.steps_per_epoch = -(-task.steps_per_epoch // world())
     store = Store(options.work / f"{task.name}-{options.budget}.jsonl")
     jobs = [
         Job(k, arm, spec, seed)
@@ -64,12 +66,14 @@ def run(kind: type[Task], doc: str) -> int:
     for job in jobs:
         if store.find(job.key(task, options.budget)):
             continue
-        record = _trained(task, job, options, device, deadline)
+        record = _trained(task, job, options, torch.device(device), deadline)
         if record is None:
             print(f"out of time in '{job.arm}' ({job.kind}, seed {job.seed}); call again to go on")
             return UNFINISHED
-        store.add({**job.key(task, options.budget), **record})
-    print(markdown(task, store.records, options.work))
+        if rank() == 0:
+            store.add({**job.key(task, options.budget), **record})
+    if rank() == 0:
+        print(markdown(task, store.records, options.work))
     return 0
 
 
@@ -80,6 +84,8 @@ def _trained(
     training = Training(task, job.spec, job.kind, job.seed, options.work / f"{name}.pt", device, options.amp)
     if not training.until(deadline):
         return None
+    if rank():
+        return {}
     runs = dict(training.parts.nets)
     metrics = task.evaluate(training.parts, runs)
     first = next(iter(training.parts.nets))
@@ -109,7 +115,7 @@ def _options(kind: type[Task], doc: str) -> argparse.Namespace:
     parser.add_argument("--arm", nargs="+", choices=list(arms_of(kind.name, "paper")), help="only these")
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop by then")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="several of them by torchrun")
     parser.add_argument("--amp", action="store_true", help="train in bfloat16")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import fxcompress as fxc
 from fxcompress.files import whole
+from paper_parts.processes import any_of_all, average_gradients, rank
 from paper_parts.task import Parts, Task
 
 SAVE_EVERY = 300.0
@@ -52,7 +53,9 @@ class Training:
             name: torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
             for name, optimizer in self.parts.optimizers.items()
         }
-        torch.manual_seed(self.seed)
+        for optimizer in self.parts.optimizers.values():
+            average_gradients(optimizer)
+        torch.manual_seed(self.seed + 1000 * rank())
         if self.file.exists():
             self._load()
 
@@ -65,11 +68,11 @@ class Training:
         start, saved = time.monotonic(), time.monotonic()
         with tqdm(total=self.task.total_steps, initial=self.done, desc=self.file.stem, disable=None) as bar:
             while self.done < self.task.total_steps:
-                now = time.monotonic()
-                if now > deadline or now - saved > SAVE_EVERY:
+                now, is_late = time.monotonic(), any_of_all(time.monotonic() > deadline)
+                if is_late or now - saved > SAVE_EVERY:
                     self._save(now - start)
                     saved = now
-                if now > deadline:
+                if is_late:
                     return False
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     self.task.step(self.parts)
@@ -92,9 +95,9 @@ class Training:
         state["random"] = torch.get_rng_state()
         for kind in ("modules", "optimizers", "schedulers"):
             state[kind] = {name: part.state_dict() for name, part in self._parts(kind).items()}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(self.file) as file:
-            torch.save(state, file)
+        if rank() == 0:
+            with whole(self.file) as file:
+                torch.save(state, file)
 
     def _load(self) -> None:
         state = torch.load(self.file, map_location="cpu", weights_only=True)
@@ -102,7 +105,10 @@ class Training:
             for name, part in self._parts(kind).items():
                 part.load_state_dict(state[kind][name])
         self.done, self.seconds, self.rates = state["done"], state["seconds"], state["rates"]
-        torch.set_rng_state(state["random"])
+        if rank() == 0:
+            torch.set_rng_state(state["random"])
+        else:
+            torch.manual_seed(self.seed + 1000 * rank() + self.done)
 
     def _parts(self, kind: str) -> dict[str, Any]:
         return {
