@@ -33,14 +33,14 @@ def meet(net: nn.Module, what: str, group: Any) -> None:
         home.register_buffer(MARK, torch.tensor(rank_of(group), device=device), persistent=False)
 
 
-def agree(net: nn.Module, what: str, group: Any) -> None:
-    """Raise ScheduleError on all ranks if they are not about to do the same, or buffers are written over."""
+def agree(net: nn.Module, what: str, group: Any, observed: bool = False) -> None:
+    """Raise ScheduleError on all ranks if they are not about to do the same, or what they observed was written over."""
     home: Any = net.get_submodule(COMPRESSION) if has_module(net, COMPRESSION) else None
     mark = getattr(home, MARK, None)
     code = zlib.crc32(what.encode())
     device = next((t.device for t in net.buffers()), torch.device("cpu"))
     sent = torch.tensor([code, -code, 0], device=device)
-    if mark is not None:
+    if observed and mark is not None:
         sent[2] = (mark != rank_of(group)).long()
     maximum([sent], group)
     most, least, written_over = sent.tolist()

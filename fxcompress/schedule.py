@@ -157,7 +157,7 @@ class Schedule:
         Events do so themselves; call it on all ranks before a checkpoint is saved, so that a resumed run is exact.
         """
         if many(self.group):
-            agree(self.net, f"join after step {self.steps}", self.group)
+            agree(self.net, f"join after step {self.steps}", self.group, observed=True)
             join([m for _, m in _compressors(self.net) if m.observing], self.group)
             keep_sums_once(self.net, self.group)
 
@@ -248,7 +248,7 @@ class Schedule:
         # compress acts before the ranks have met; what it does is taken from the first of them then.
         together = many(self.group) and self.steps > 0
         if together:
-            agree(self.net, f"step {self.steps}: {due[0].action} {due[0].path}", self.group)
+            agree(self.net, f"step {self.steps}: {due[0].action} {due[0].path}", self.group, bool(watching))
             join(watching.values(), self.group)
         unseen = [e for e in due if e.kind == "activation" and e.path in watching and not watching[e.path].has_observed]
         if unseen:

@@ -34,6 +34,7 @@ from fxcompress.joined import join
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Plan, Quantizer
 from fxcompress.ranges import Calibration
+from fxcompress.rules import Prune
 
 STEPS = 16
 HALF = 6  # within windows of every spec that is resumed here
@@ -203,9 +204,11 @@ def seen(folder: Path) -> None:
     pruner = Pruner((4,))
     pruner.observing = True
     pruner(values[:, :4])
-    join([*modules.values(), pruner], None)
+    watched = Pruner((4,), (4,), Prune(sparsity=0.5, target="weight", criterion="movement"))
+    watched.sensitivity.copy_(values[0, :4])
+    join([*modules.values(), pruner, watched], None)
     found = {f"{n} {key}": value for n, m in modules.items() for key, value in m.observer.named_buffers()}
-    note(folder, "seen", {**found, "magnitude": pruner.magnitude})
+    note(folder, "seen", {**found, "magnitude": pruner.magnitude, "sensitivity": watched.sensitivity})
 
 
 def calibrated(folder: Path) -> None:

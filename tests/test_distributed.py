@@ -110,6 +110,8 @@ def test_a_training_resumes_within_windows_and_what_cannot_go_right_is_refused(t
         for whole, resumed in zip(notes(tmp_path, f"whole {spec}"), notes(tmp_path, f"resumed {spec}"), strict=True):
             assert differing(whole, resumed) == [], spec
             assert whole["losses"][HALF:] == resumed["losses"]
+            # What was put together for the state counts once.
+            assert spec == "averages" or far_apart(whole, Run(spec).train().found()) == [], spec
     assert_one_observer_saw_as_much(notes(tmp_path, "seen"))
     assert_calibrated_as_one(notes(tmp_path, "calibrated"))
     assert all("pass broadcast_buffers=False" in why for why in notes(tmp_path, "around"))
@@ -129,6 +131,7 @@ def assert_one_observer_saw_as_much(ranks: list[Any]) -> None:
     torch.testing.assert_close(first["moving-average low"], torch.stack([p.min() for p in parts]).mean())
     assert torch.equal(first["unseen low"], parts[0].min()) and torch.equal(first["unseen high"], parts[0].max())
     torch.testing.assert_close(first["magnitude"], joined[:, :4].abs().sum(0))
+    torch.testing.assert_close(first["sensitivity"], torch.stack([p[0, :4] for p in parts]).mean(0))
 
 
 def assert_calibrated_as_one(ranks: list[Any]) -> None:
