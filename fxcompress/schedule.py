@@ -21,7 +21,7 @@ from fxcompress.joined import agree, join, keep_sums_once, meet, share
 from fxcompress.module import CompressedModule
 from fxcompress.picture import write_picture
 from fxcompress.ranks import many
-from fxcompress.sharded import refuse_parts
+from fxcompress.sharded import refuse_parts, split
 from fxcompress.timeline import Event, render_timeline
 from fxcompress.timing import Length, plan
 from fxcompress.tracks import Track, bars, tracks
@@ -244,6 +244,7 @@ class Schedule:
         due = list(due)
         if not due:
             return
+        split(self.net)  # a forward without backward left whole weights behind, older than this step
         watching = {p: self.net.get_submodule(p) for event in due for p in observers(event, self.units)}
         # compress acts before the ranks have met; what it does is taken from the first of them then.
         together = many(self.group) and self.steps > 0

@@ -37,7 +37,7 @@ from fxcompress.ranges import Calibration
 from fxcompress.rules import Prune
 
 STEPS = 16
-HALF = 6  # within windows of every spec that is resumed here
+HALF = 5  # within windows of every spec that is resumed here
 BATCH = 8
 
 
@@ -174,8 +174,10 @@ def fsdp(folder: Path) -> None:
     for spec in ("joint", "gradients", "channels", "rewound", "histograms"):
         note(folder, f"fsdp {spec}", Run(spec, "fsdp").train().found())
     note(folder, "blocks joint", Run("joint", "blocks").train().found())
-    run = Run("joint", "fsdp").train(3)
+    run = Run("joint", "fsdp").train()
     refused(folder, "sharded", lambda: fxc.save(run.net, folder / "net.fxc"))
+    refused(folder, "report", lambda: fxc.report(run.net))
+    refused(folder, "export", lambda: fxc.export_onnx(run.net, folder / "net.onnx", batch(0)[0]))
     refused(folder, "parts", lambda: Run("joint", "parts"))
 
 

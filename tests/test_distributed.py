@@ -100,7 +100,8 @@ def test_parameters_split_over_ranks_train_as_whole_ones(tmp_path: Path) -> None
     launch(tmp_path, "fsdp", 2)
     assert_as_one(tmp_path, "fsdp", ("joint", "gradients", "channels", "rewound", "histograms"))
     assert_as_one(tmp_path, "blocks", ("joint",))
-    assert all("gather the state with get_model_state_dict" in why for why in notes(tmp_path, "sharded"))
+    for what in ("sharded", "report", "export"):
+        assert all("gather the state with get_model_state_dict" in why for why in notes(tmp_path, what)), what
     assert all("call fully_shard(net) after its parts" in why for why in notes(tmp_path, "parts"))
 
 
