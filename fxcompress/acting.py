@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.constants import evaluate
 from fxcompress.errors import ScheduleError
@@ -15,6 +15,7 @@ from fxcompress.graph import COMPRESSION
 from fxcompress.masks import kept_of_all
 from fxcompress.module import CompressedModule
 from fxcompress.quantizer import Quantizer
+from fxcompress.sharded import write
 from fxcompress.timeline import Event
 from fxcompress.units import Unit
 
@@ -42,6 +43,12 @@ def observers(event: Event, units: Mapping[str, Unit]) -> tuple[str, ...]:
         return (event.path,)
     unit = units.get(event.path)
     return unit.pruners if unit is not None and unit.rule.needs_gradient else ()
+
+
+def acted_on(net: CompressedModule, units: Mapping[str, Unit], due: Iterable[Event]) -> list[nn.Module]:
+    """The pruners and quantizers that these events write to."""
+    pruners = [p for e in due if e.path in units for p in units[e.path].all_pruners(net)]
+    return list(dict.fromkeys([*pruners, *(net.get_submodule(e.path) for e in due if e.action == "quantize")]))
 
 
 def sources_of(net: CompressedModule) -> dict[str, Any]:
@@ -96,7 +103,9 @@ def _act_alone(net: CompressedModule, event: Event, units: Mapping[str, Unit], s
             pruner.release()
         return
     for path in unit.pruners:
-        pruner, weight = net.get_submodule(path), evaluate(net, sources[path])  # type: ignore[assignment]
-        # The weight that is read is the parameter's own memory.
-        first, second = (pruner.origin, weight) if event.action == "remember" else (weight, pruner.origin)
-        first.copy_(second)
+        origin = net.get_submodule(path).get_buffer("origin")
+        if event.action == "remember":
+            origin.copy_(evaluate(net, sources[path]))
+        else:
+            # The weight that is read is the parameter's own memory.
+            write(evaluate(net, sources[path], split=True), origin)

@@ -16,6 +16,8 @@ from fxcompress.graph import COMPRESSION, add_module, has_module, module_of, ten
 from fxcompress.module import CompressedModule
 from fxcompress.operators import BATCH_NORMS, PRODUCTS, TRANSPOSED, bias_of, input_of, shape_of, weight_of
 from fxcompress.quantizer import Quantizer
+from fxcompress.ranks import many, total
+from fxcompress.sharded import whole, write
 from fxcompress.sites import strip
 
 _HOME = f"{COMPRESSION}.weight_errors"
@@ -31,10 +33,13 @@ def correct_biases(net: CompressedModule, batches: Iterable[Mapping[str, Any]]) 
     """
     with _watched(net) as watched:
         observe_only(net, batches, (False,))
+    if many(net.schedule.group):
+        total((t for errors in watched.values() for e in errors for t in (e.total, e.count)), net.schedule.group)
     seen = {path: errors for path, errors in watched.items() if any(e.count for e in errors)}
     for path, errors in seen.items():
         mean = torch.stack([e.total for e in errors]).sum(0) / torch.stack([e.count for e in errors]).sum()
-        tensor_at(net, path).add_(mean if path.endswith(_RUNNING_MEAN) else -mean)
+        tensor = tensor_at(net, path)
+        write(tensor, whole(tensor) + (mean if path.endswith(_RUNNING_MEAN) else -mean))
     return tuple(seen)
 
 

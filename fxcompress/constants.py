@@ -11,16 +11,20 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from fxcompress.graph import tensor_at
+from fxcompress.sharded import whole
 
 
 @torch.no_grad()
-def evaluate(gm: GraphModule, node: Node, known: Mapping[Node, Tensor] | None = None) -> Any:
-    """What `node`, which depends on no input, yields in evaluation mode; `known` are values to start from."""
+def evaluate(gm: GraphModule, node: Node, known: Mapping[Node, Tensor] | None = None, *, split: bool = False) -> Any:
+    """What `node`, which depends on no input, yields in evaluation mode; `known` are values to start from.
+
+    Parameters that are split over ranks are put together, unless they are to stay `split`.
+    """
     values: dict[Node, Any] = dict(known or {})
 
     def value(n: Node) -> Any:
         if n not in values:
-            values[n] = _compute(gm, n, value)
+            values[n] = _stored(gm, n, split) if n.op == "get_attr" else _compute(gm, n, value)
         return values[n]
 
     return value(node)
@@ -33,9 +37,12 @@ def expression(node: Node) -> str:
     return f"{node.op}:{node.target}{map_arg((node.args, node.kwargs), expression)}"
 
 
+def _stored(gm: GraphModule, node: Node, split: bool) -> Tensor:
+    tensor = tensor_at(gm, str(node.target)).detach()
+    return tensor if split else whole(tensor)
+
+
 def _compute(gm: GraphModule, node: Node, value: Any) -> Any:
-    if node.op == "get_attr":
-        return tensor_at(gm, str(node.target)).detach()
     args, kwargs = map_arg((node.args, node.kwargs), value)
     if node.op == "call_module":
         return _call(gm.get_submodule(str(node.target)), args, kwargs)

@@ -14,6 +14,7 @@ from fxcompress.draws import kept
 from fxcompress.graph import COMPRESSION
 from fxcompress.module import CompressedModule
 from fxcompress.operators import BATCH_NORMS
+from fxcompress.sharded import split
 
 
 @torch.no_grad()
@@ -30,6 +31,7 @@ def observe_only(net: CompressedModule, batches: Iterable[Mapping[str, Any]], mo
                 _set_modes(net, training)
                 args, kwargs = calls.spread(inspect.signature(net.forward), inputs)
                 net(*args, **kwargs)
+    split(net)
     return count
 
 

@@ -27,6 +27,7 @@ from fxcompress.passes import (
     RemoveNeutral,
 )
 from fxcompress.pipeline import Hook, Pass, run
+from fxcompress.sharded import refuse_sharded
 
 _FROZEN: tuple[Pass, ...] = (
     RemoveDisabled(), RemoveNeutral(), LinearizeProducts(), FoldConstants(), Freeze(), RearrangeWeights(),
@@ -56,6 +57,7 @@ def evaluation_copy(net: CompressedModule) -> GraphModule:
     """The graph that `net` runs in evaluation mode, on tensors of its own. Raises ExportError if there is none."""
     if not isinstance(net, CompressedModule):
         raise ExportError(f"expected what fxcompress.compress returns, got {type(net).__name__}")
+    refuse_sharded(net, "freezing")
     regions = net.evaluation_variants
     if set(regions) == {""} and not net.islands:
         graph = regions[""][0].graph

@@ -16,9 +16,13 @@ from torch.utils import _pytree as pytree
 from fxcompress import calls
 from fxcompress.capture import Captured, Variant, capture_call
 from fxcompress.errors import CaptureError, InputError
+from fxcompress.graph import COMPRESSION
 from fxcompress.islands import Island
 from fxcompress.mirror import HOOKS
 from fxcompress.pickling import from_records, to_records
+from fxcompress.ranks import MARK
+from fxcompress.regions import hand_over
+from fxcompress.sharded import gather, is_sharded
 from fxcompress.symbols import Untraceable
 from fxcompress.tied import copy_tied
 from fxcompress.view import Flags, View
@@ -65,7 +69,7 @@ class CompressedModule(GraphModule):
         self._regions = {path: list(variants) for path, variants in captured.regions.items()}
         for path in self._regions:
             if path:
-                _hand_over(self, path)
+                hand_over(self, path)
         self.__dict__["_forwards"] = {}
         type(self).forward = self._dispatching()
 
@@ -167,6 +171,8 @@ class CompressedModule(GraphModule):
         """A forward with the model's own signature."""
 
         def forward(self: CompressedModule, *args: Any, **kwargs: Any) -> Any:
+            if is_sharded(self):
+                gather(self)
             if "" not in self._islands:
                 return self.call_region("", args, kwargs)
             self._written.training = self.training
@@ -210,9 +216,21 @@ class CompressedModule(GraphModule):
         self._forwards[id(variant)] = type(self).forward
         return code
 
+    def train(self, mode: bool = True) -> CompressedModule:
+        """Switch the mode, and move the schedule to the step that was written into the state from outside, if any."""
+        if hasattr(self, "schedule"):
+            self.schedule.reread()
+        return super().train(mode)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel, which asks for this name, must not write the first rank's values over: what a
+        rank has observed is its own until an event."""
+        return [*(n for n, _ in self.named_buffers() if n.startswith(f"{COMPRESSION}.")), f"{COMPRESSION}.{MARK}"]
+
     def get_extra_state(self) -> torch.Tensor:
         """The schedule's step, so that a plain `state_dict` resumes it."""
-        return torch.tensor(self.schedule.steps if hasattr(self, "schedule") else 0)
+        return self.schedule.counter if hasattr(self, "schedule") else torch.tensor(0)
 
     def set_extra_state(self, state: torch.Tensor) -> None:
         """Move the schedule to the step that was saved."""
@@ -248,23 +266,6 @@ class CompressedModule(GraphModule):
             for path, variants in state[1].items()
         }
         self.recompile()
-
-
-class Region:
-    """The forward of a module inside an island: its graphs, on the net that holds them. `written` is the forward that
-    the module had as an attribute of its own, if any."""
-
-    def __init__(self, net: CompressedModule, path: str, written: Callable[..., Any] | None) -> None:
-        self.net, self.path, self.written = net, path, written
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph that fits."""
-        return self.net.call_region(self.path, args, kwargs)
-
-
-def _hand_over(net: CompressedModule, path: str) -> None:
-    module = net.get_submodule(path)
-    module.__dict__["forward"] = Region(net, path, module.__dict__.get("forward"))
 
 
 def _refuse_shadowing(root: nn.Module) -> None:

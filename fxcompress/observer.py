@@ -58,14 +58,17 @@ class Observer(nn.Module):
             self._count(x.detach().float(), torch.maximum(-low, high))
 
     def _count(self, x: Tensor, largest: Tensor) -> None:
-        doublings = torch.ceil(torch.log2(largest / self.reach)).clamp_(min=0).nan_to_num_(0.0, 0.0, 0.0)
-        centres = torch.arange(BINS, device=x.device) - BINS // 2 + 0.5
-        merged = torch.floor(centres / 2**doublings).long() + BINS // 2
-        self.histogram.copy_(torch.zeros_like(self.histogram).index_add_(0, merged, self.histogram))
-        self.reach.mul_(2**doublings)
+        self.widen(torch.ceil(torch.log2(largest / self.reach)).clamp_(min=0).nan_to_num_(0.0, 0.0, 0.0))
         index = torch.floor(x.flatten().nan_to_num() / self.reach * (BINS // 2)).clamp_(-BINS, BINS).long() + BINS // 2
         index.clamp_(0, BINS - 1)
         self.histogram.index_add_(0, index, torch.ones_like(index))
+
+    def widen(self, doublings: Tensor) -> None:
+        """Double the histogram's reach so many times."""
+        centres = torch.arange(BINS, device=doublings.device) - BINS // 2 + 0.5
+        merged = torch.floor(centres / 2**doublings).long() + BINS // 2
+        self.histogram.copy_(torch.zeros_like(self.histogram).index_add_(0, merged, self.histogram))
+        self.reach.mul_(2**doublings)
 
     def values(self) -> tuple[Tensor, Tensor]:
         """What was seen as [1, N] values and their [1, N] counts: its two bounds with a count of zero, and the bins'

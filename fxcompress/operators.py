@@ -28,7 +28,7 @@ RECURRENT: frozenset[Any] = frozenset(
 )
 """Recurrent layers, with their weights and biases among their arguments."""
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 RELUS: frozenset[Any] = frozenset({F.relu, torch.relu, "relu", nn.ReLU})
 RELU6S: frozenset[Any] = frozenset({F.relu6, nn.ReLU6})
 SIGMOIDS: frozenset[Any] = frozenset({torch.sigmoid, F.sigmoid, "sigmoid", nn.Sigmoid})

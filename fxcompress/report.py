@@ -16,6 +16,7 @@ from fxcompress.module import CompressedModule
 from fxcompress.operators import activation_inputs, is_constant, macs, shape_of, weights_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
+from fxcompress.sharded import refuse_sharded
 from fxcompress.shortcuts import sites_for
 from fxcompress.shrinking import removable
 from fxcompress.sites import Site, find_sites, strip, weight_sources
@@ -102,6 +103,7 @@ def report(net: CompressedModule) -> Report:
 
 def report_of(net: CompressedModule) -> Report:
     """What stands where in `net` as it is now."""
+    refuse_sharded(net, "a report")
     return Report(tuple(rows_of(net)), _mask_bytes(net), (*net.schedule.notes, *_shrinkable(net)))
 
 

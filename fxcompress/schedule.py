@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxcompress.acting import act, observers
+from fxcompress.acting import act, acted_on, observers
 from fxcompress.dryrun import observe_only
 from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION
+from fxcompress.joined import agree, join, keep_sums_once, meet, share
 from fxcompress.module import CompressedModule
 from fxcompress.picture import write_picture
+from fxcompress.ranks import many
+from fxcompress.sharded import refuse_parts, split
 from fxcompress.timeline import Event, render_timeline
 from fxcompress.timing import Length, plan
 from fxcompress.tracks import Track, bars, tracks
@@ -33,7 +37,8 @@ class Schedule:
 
     Events that come before any training forward look at `example_inputs` instead. `units` is what events that prune act
     on, by `Event.path`; `left_alone` says why weights that a rule selects are left alone. `rates` are learning rates of
-    the attached optimizer by completed step: at every event, and some hundreds between.
+    the attached optimizer by completed step: at every event, and some hundreds between. `group` is the process group
+    whose ranks train the net together, None for the default group, if there is one. `counter` is `steps` as state.
     """
 
     net: CompressedModule
@@ -46,7 +51,9 @@ class Schedule:
     left_alone: Mapping[str, str] = field(default_factory=dict, repr=False)
     steps: int = 0
     rates: dict[int, float] = field(default_factory=dict, repr=False)
+    group: Any = field(default=None, repr=False)
     _optimizer: Any = field(default=None, repr=False)
+    _has_met: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         self._by_step: dict[int, list[Event]] = {}
@@ -62,6 +69,7 @@ class Schedule:
             previous[event.path] = event.step
             if start < event.step:
                 self._windows.setdefault(start, []).append(event)
+        self.counter = torch.tensor(self.steps)
 
     def start(self) -> None:
         """Let the events of step 0 act and open the first windows; `compress` calls it once."""
@@ -76,7 +84,8 @@ class Schedule:
             module.release()
             module.reset()
             module.observing = False
-        self.steps = 0
+        self._has_met = False
+        self._stand_at(0)
         self.start()
 
     def step(self) -> None:
@@ -103,6 +112,7 @@ class Schedule:
                 "another optimizer is attached already, and two would move the schedule twice a step; "
                 "attach the one whose steps count"
             )
+        refuse_parts(self.net)
         self._optimizer = optimizer
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         learned = [p for _, m in _compressors(self.net) for p in m.parameters() if id(p) not in known]
@@ -124,7 +134,8 @@ class Schedule:
 
     def restore(self, steps: int) -> None:
         """Continue after `steps` completed steps; the pruners and quantizers hold the rest of the state."""
-        self.steps = steps
+        self._stand_at(steps)
+        keep_sums_once(self.net, self.group)
         open_now = {
             path
             for start, events in self._windows.items()
@@ -134,6 +145,21 @@ class Schedule:
         }
         for path, module in _compressors(self.net):
             module.observing = path in open_now
+
+    def reread(self) -> None:
+        """Stand where `counter` says, which a checkpoint may have been read into."""
+        if int(self.counter) != self.steps:
+            self.restore(int(self.counter))
+
+    def join(self) -> None:
+        """Put together what the ranks have observed so far, so that the state of each holds all of it.
+
+        Events do so themselves; call it on all ranks before a checkpoint is saved, so that a resumed run is exact.
+        """
+        if many(self.group):
+            agree(self.net, f"join after step {self.steps}", self.group, observed=True)
+            join([m for _, m in _compressors(self.net) if m.observing], self.group)
+            keep_sums_once(self.net, self.group)
 
     def timeline(self) -> str:
         """All events as a table: step, share of the total, what happens to how many tensors; then a bar for each rule
@@ -177,7 +203,7 @@ class Schedule:
         with self._observing({e for e in pending if e.kind == "activation"}):
             if not observe_only(self.net, batches, (False,)):
                 raise ScheduleError("there are no batches to calibrate on; pass at least one")
-        self.steps = max([self.steps, *(e.step for e in pending)])
+        self._stand_at(max([self.steps, *(e.step for e in pending)]))
         self._let_act(pending)
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -196,8 +222,16 @@ class Schedule:
                 self.rates[self.steps] = float(rate)
 
     def _advance(self) -> None:
-        self.steps += 1
+        self._stand_at(self.steps + 1)
+        if not self._has_met and many(self.group):
+            events = "; ".join(f"{e.path} {e.action} {e.step} {e.value}" for e in self.events)
+            meet(self.net, f"step {self.steps} of {zlib.crc32(events.encode()):x}", self.group)
+            self._has_met = True
         self._act()
+
+    def _stand_at(self, steps: int) -> None:
+        self.steps = steps
+        self.counter.fill_(steps)
 
     def _act(self) -> None:
         self._let_act(self._by_step.get(self.steps, ()))
@@ -208,11 +242,23 @@ class Schedule:
 
     def _let_act(self, due: Iterable[Event]) -> None:
         due = list(due)
-        seen_by = [e for e in due if e.kind == "activation" and observers(e, self.units)]
-        unseen = [e for e in seen_by if not self.net.get_submodule(e.path).has_observed]
+        if not due:
+            return
+        split(self.net)  # a forward without backward left whole weights behind, older than this step
+        watching = {p: self.net.get_submodule(p) for event in due for p in observers(event, self.units)}
+        # compress acts before the ranks have met; what it does is taken from the first of them then.
+        together = many(self.group) and self.steps > 0
+        if together:
+            agree(self.net, f"step {self.steps}: {due[0].action} {due[0].path}", self.group, bool(watching))
+            join(watching.values(), self.group)
+        unseen = [e for e in due if e.kind == "activation" and e.path in watching and not watching[e.path].has_observed]
         if unseen:
             self._calibrate_on_examples(unseen)
+            if together:
+                join([watching[e.path] for e in unseen], self.group)
         act(self.net, self.units, due)
+        if together:
+            share(acted_on(self.net, self.units, due), self.group)
 
     def _calibrate_on_examples(self, events: Iterable[Event]) -> None:
         branches = self.net.islands or any(v.flags for v in self.net.variants)
@@ -241,10 +287,11 @@ class Schedule:
         twin = copy.copy(self)
         memo[id(self)] = twin
         twin.net, twin._optimizer = copy.deepcopy(self.net, memo), None
+        twin.counter = self.counter.clone()
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_optimizer": None}
+        return {**self.__dict__, "_optimizer": None, "group": None}
 
 
 def _compressors(net: nn.Module) -> Iterable[tuple[str, Any]]:

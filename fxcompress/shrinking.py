@@ -21,6 +21,7 @@ from fxcompress.passes.shrink_shapes import Kept, ShrinkShapes
 from fxcompress.pipeline import run
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
+from fxcompress.sharded import refuse_sharded
 
 
 def shrink(
@@ -46,6 +47,7 @@ def shrink(
         raise InputError(f"expected what fxcompress.compress returns, got {type(net).__name__}")
     if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
         raise InputError(f"multiple is {multiple!r}; it must be a whole number, 1 or more")
+    refuse_sharded(net, "shrinking")
     pending = [event for event in net.schedule.pending() if isinstance(net.schedule.units.get(event.path), ChannelUnit)]
     if pending:
         raise ScheduleError(

@@ -17,6 +17,7 @@ from fxcompress.calls import bind
 from fxcompress.errors import ExportError
 from fxcompress.files import whole, writable
 from fxcompress.module import CompressedModule
+from fxcompress.sharded import refuse_sharded
 from fxcompress.shrinking import repeat
 from fxcompress.spec import Spec
 from fxcompress.timing import Length
@@ -33,6 +34,7 @@ def save(net: CompressedModule, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(net, CompressedModule):
         raise ExportError(f"expected what fxcompress.compress returns, got {type(net).__name__}; use torch.save")
+    refuse_sharded(net, "save")
     target = writable(path)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
