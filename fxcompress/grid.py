@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.masking import divided, mask_, masked, product
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -65,29 +67,53 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor
     return torch.div(x.float(), scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """`x` on the grid of `grid` and `scale`, with straight-through gradient.
+def fake_quantize(  # noqa: PLR0913 - all that the gradient depends on
+    x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, mask: Tensor | None = None, is_dense: bool = False
+) -> Tensor:
+    """`x`, or `x * mask` if there is a mask, on the grid of `grid` and `scale`, with straight-through gradient.
 
-    The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere.
+    The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere, and where the mask is
+    zero; if `is_dense` it is one there.
     """
-    return _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-any-return]
+    return _FakeQuantize.apply(x, scale, zero_point, grid, mask, is_dense)  # type: ignore[no-any-return]
 
 
 class _FakeQuantize(torch.autograd.Function):
+    """Each pass over memory is one operator, and all but the first work in the memory that it took.
+
+    Nothing but the inputs is kept for the way back, which counts the steps again.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid = grid
-        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale).to(x.dtype)
+    def forward(  # noqa: PLR0913 - as above
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid, mask: Tensor | None, is_dense: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point, mask)
+        ctx.grid, ctx.is_dense = grid, is_dense
+        if grid.binary:
+            q = torch.sign(x.float() if mask is None else product(x.float(), mask))
+        else:
+            q = divided(x.float(), scale, mask).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+        return q.sub_(zero_point).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, scale, zero_point = ctx.saved_tensors
-        q = torch.div(x.float(), scale).round_().add_(zero_point)
-        # hardtanh's backward is one fused pass; its bounds are open, and q is whole, so half a step outside is exact.
-        low, high = ctx.grid.qmin - 0.5, ctx.grid.qmax + 0.5
-        grad = torch.ops.aten.hardtanh_backward(grads[0].float(), q, low, high)
-        return grad.to(grads[0].dtype), None, None, None
+        x, scale, zero_point, mask = ctx.saved_tensors
+        # Where a mask has zeros the input is zero, which lies on the grid.
+        q = divided(x.float(), scale, mask if ctx.is_dense else None).round_().add_(zero_point)
+        grad = within(grads[0].float(), q, ctx.grid)
+        if mask is not None and not ctx.is_dense:
+            grad = masked(grad, mask) if torch.is_grad_enabled() else mask_(grad, mask)
+        return grad.to(grads[0].dtype), None, None, None, None, None
+
+
+def within(grad: Tensor, q: Tensor, grid: Grid) -> Tensor:
+    """`grad` where `q`, which is whole and used up, lies on the grid, and zero elsewhere."""
+    # hardtanh's backward is one fused pass; its bounds are open, so half a step outside is exact.
+    low, high = grid.qmin - 0.5, grid.qmax + 0.5
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.ops.aten.hardtanh_backward(grad, q, low, high)  # type: ignore[no-any-return]
+    return torch.ops.aten.hardtanh_backward.grad_input(grad, q, low, high, grad_input=q)  # type: ignore[no-any-return]
 
 
 def broadcast(values: Tensor, axis: int | None, ndim: int, block: int | None = None) -> Tensor:

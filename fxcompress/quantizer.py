@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxcompress.gates import gated
 from fxcompress.grid import Grid, broadcast, fake_quantize
 from fxcompress.learned import gradient_scale, learned_quantize, positive, zero_point_of
+from fxcompress.masking import masked
 from fxcompress.observer import Observer
 from fxcompress.ranges import Calibration, scales
 
@@ -95,10 +96,16 @@ class Quantizer(nn.Module):
             x = gated(ungated)
         if self.plan.recalibrates and self.training:
             self._choose(x)
+        return self.on_grid(x)
+
+    def on_grid(self, x: Tensor, mask: Tensor | None = None, is_dense: bool = False) -> Tensor:
+        """`x`, or `x * mask`, on the grid; `is_dense` as in `fake_quantize`."""
         scale, zero_point = self.chosen()
         spread = self._spread(scale, x), self._spread(zero_point, x)
         if not self.plan.learned:
-            return fake_quantize(x, *spread, self.grid)
+            return fake_quantize(x, *spread, self.grid, mask, is_dense)
+        if mask is not None:
+            x = masked(x, mask, is_dense)
         offset = None if self.grid.symmetric else self._spread(self.offset, x)
         g = gradient_scale(x, scale.numel(), self.of_activation, self.grid)
         return learned_quantize(x, *spread, offset, self.grid, g)

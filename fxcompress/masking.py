@@ -1,0 +1,76 @@
+"""Products with a mask of zeros and ones, in vectorized passes over memory of their own.
+
+A product of floats and bools is one scalar at a time on a CPU, and so is turning bools to floats; bytes are turned to
+floats, and floats multiplied, many at a time. A mask's memory is bytes of zero and one, so it is read as such.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+ROWS = 64
+
+
+def masked(x: Tensor, mask: Tensor, is_dense: bool = False) -> Tensor:
+    """`x * mask`; `mask` is bool and broadcasts against `x`. If `is_dense`, the gradient is as if there were none."""
+    return _Masked.apply(x, mask, is_dense)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def product(x: Tensor, mask: Tensor) -> Tensor:
+    """`x * mask` in memory of its own, laid out as `x` is."""
+    if torch.compiler.is_compiling():
+        return x * mask
+    ones = _ones(x, mask)
+    return ones.mul_(x) if mask.shape == x.shape else x * ones
+
+
+def divided(x: Tensor, by: Tensor, mask: Tensor | None) -> Tensor:
+    """`x / by`, or `x * mask / by`, in memory of its own."""
+    if mask is None:
+        return torch.div(x, by)
+    if mask.shape == x.shape or by.ndim or torch.compiler.is_compiling():
+        return product(x, mask).div_(by)
+    # By infinity where the mask is zero: zeros of the same signs in one pass less over all samples.
+    return torch.div(x, torch.div(by, _ones(x, mask)))
+
+
+def mask_(x: Tensor, mask: Tensor) -> Tensor:
+    """Multiply `x`, in place."""
+    if torch.compiler.is_compiling():
+        return x * mask
+    if mask.shape != x.shape:
+        return x.mul_(_ones(x, mask))
+    ones = mask.view(torch.uint8)
+    if x.numel() < 100_000:
+        return x.mul_(ones)
+    for part, some in zip(x.split(ROWS), ones.split(ROWS), strict=True):
+        part.mul_(some)
+    return x
+
+
+def _ones(x: Tensor, mask: Tensor) -> Tensor:
+    """The mask in `x`'s type and layout: of one sample if it is one for all samples."""
+    like = x if mask.shape == x.shape else x[:1]
+    return torch.empty_like(like).copy_(mask.view(torch.uint8))
+
+
+class _Masked(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, mask: Tensor, is_dense: bool) -> Tensor:
+        return product(x, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, mask, ctx.is_dense = inputs
+        ctx.save_for_backward(mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (mask,) = ctx.saved_tensors
+        return grads[0] if ctx.is_dense else masked(grads[0], mask), None, None
