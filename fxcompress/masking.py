@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 
-ROWS = 64
+CHUNK = 2**18
+"""About how many elements are multiplied at once, where bytes have to be made floats."""
 
 
 def masked(x: Tensor, mask: Tensor, is_dense: bool = False) -> Tensor:
@@ -45,10 +46,11 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != x.shape:
         return x.mul_(_ones(x, mask))
     ones = mask.view(torch.uint8)
-    if x.numel() < 100_000:
-        return x.mul_(ones)
-    for part, some in zip(x.split(ROWS), ones.split(ROWS), strict=True):
-        part.mul_(some)
+    rows = max(1, len(x) * CHUNK // x.numel()) if x.numel() > CHUNK else len(x)
+    # The bytes become floats in memory that the next part takes again.
+    parts = zip(x.split(rows), ones.split(rows), strict=True) if rows < len(x) else [(x, ones)]
+    for part, of_part in parts:
+        part.mul_(of_part)
     return x
 
 

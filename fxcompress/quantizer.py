@@ -101,14 +101,17 @@ class Quantizer(nn.Module):
     def on_grid(self, x: Tensor, mask: Tensor | None = None, is_dense: bool = False) -> Tensor:
         """`x`, or `x * mask`, on the grid; `is_dense` as in `fake_quantize`."""
         scale, zero_point = self.chosen()
-        spread = self._spread(scale, x), self._spread(zero_point, x)
+        spread = self._spread(scale, x)
         if not self.plan.learned:
-            return fake_quantize(x, *spread, self.grid, mask, is_dense)
+            # That of a symmetric weight is its grid's.
+            is_known = self.grid.symmetric and not self.of_activation
+            zero = self.grid.centre if is_known else self._spread(zero_point, x)
+            return fake_quantize(x, spread, zero, self.grid, mask, is_dense)
         if mask is not None:
             x = masked(x, mask, is_dense)
         offset = None if self.grid.symmetric else self._spread(self.offset, x)
         g = gradient_scale(x, scale.numel(), self.of_activation, self.grid)
-        return learned_quantize(x, *spread, offset, self.grid, g)
+        return learned_quantize(x, spread, self._spread(zero_point, x), offset, self.grid, g)
 
     def chosen(self) -> tuple[Tensor, Tensor]:
         """Scale, float32 and positive, and zero point, int32, as they act now."""
