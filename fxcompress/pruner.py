@@ -143,6 +143,11 @@ class Pruner(nn.Module):
             mask = mask | self.get_buffer(f"{_KEPT}{name}")
         return mask
 
+    @property
+    def flags(self) -> tuple[bool, ...]:
+        """What a forward pass reads to know what it does."""
+        return self.observing, self.is_enabled, self.is_dense and self.is_frozen
+
     def reset(self) -> None:
         """Forget what was observed."""
         for name in ("magnitude", "sensitivity"):

@@ -170,6 +170,11 @@ class Quantizer(nn.Module):
         self.enabled.fill_(False)
         self.is_enabled = False
 
+    @property
+    def flags(self) -> tuple[bool, ...]:
+        """What a forward pass reads to know what it does."""
+        return self.observing, self.is_enabled
+
     def reset(self) -> None:
         """Forget what was observed."""
         if self.observer is not None:
