@@ -35,8 +35,6 @@ def _flags(net: nn.Module) -> list[tuple[bool, ...]]:
 
 def _twin(function: FunctionType) -> FunctionType:
     code = function.__code__.replace()
-    twin = FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
+    twin = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     twin.__dict__.update(function.__dict__)
     return twin

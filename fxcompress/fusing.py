@@ -1,4 +1,4 @@
-"""Pruners and the quantizers right behind them run as one: the graph as it is run, and what stands in it for the two."""
+"""Pruners and the quantizers right behind them as one: the graph as it is run, and what stands in it for both."""
 
 from __future__ import annotations
 

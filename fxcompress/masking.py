@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 CHUNK = 2**18
 """About how many elements are multiplied at once, where bytes have to be made floats."""
 
 
 def masked(x: Tensor, mask: Tensor, is_dense: bool = False) -> Tensor:
     """`x * mask`; `mask` is bool and broadcasts against `x`. If `is_dense`, the gradient is as if there were none."""
-    return _Masked.apply(x, mask, is_dense)  # type: ignore[no-any-return, no-untyped-call]
+    return _Masked.apply(x, mask, is_dense)  # type: ignore[no-any-return]
 
 
 def product(x: Tensor, mask: Tensor) -> Tensor:
@@ -46,18 +45,21 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != x.shape:
         return x.mul_(_ones(x, mask))
     ones = mask.view(torch.uint8)
-    rows = max(1, len(x) * CHUNK // x.numel()) if x.numel() > CHUNK else len(x)
+    if x.numel() <= CHUNK:
+        return x.mul_(ones)
+    rows = max(1, len(x) * CHUNK // x.numel())
     # The bytes become floats in memory that the next part takes again.
-    parts = zip(x.split(rows), ones.split(rows), strict=True) if rows < len(x) else [(x, ones)]
-    for part, of_part in parts:
-        part.mul_(of_part)
+    for start in range(0, len(x), rows):
+        x[start : start + rows].mul_(ones[start : start + rows])
     return x
 
 
 def _ones(x: Tensor, mask: Tensor) -> Tensor:
-    """The mask in `x`'s type and layout: of one sample if it is one for all samples."""
-    like = x if mask.shape == x.shape else x[:1]
-    return torch.empty_like(like).copy_(mask.view(torch.uint8))
+    """The mask in `x`'s type, laid out as `x` or as a sample of it where it is as large."""
+    ones = mask.view(torch.uint8)
+    if mask.shape == x.shape:
+        return torch.empty_like(x).copy_(ones)
+    return torch.empty_like(x[:1]).copy_(ones) if mask.shape == x.shape[1:] else ones.to(x.dtype)
 
 
 class _Masked(torch.autograd.Function):

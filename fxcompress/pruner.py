@@ -66,7 +66,7 @@ class Pruner(nn.Module):
         if self.is_enabled:
             pruned = masked(x, mask, self.is_dense and not self.is_frozen)
         if is_observing and not self.of_activation and "sensitivity" in self._buffers:
-            pruned = _Watched.apply(pruned, x, self.sensitivity)
+            pruned = _Watched.apply(pruned, x.detach(), self.sensitivity)
         return pruned
 
     def _look_at(self, x: Tensor) -> None:
