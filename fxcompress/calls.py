@@ -63,13 +63,33 @@ def pattern(values: Mapping[str, Any]) -> tuple[Any, ...]:
 
     Raises Untraceable if an argument is an object whose inside cannot be seen.
     """
+    number = _among() if torch.compiler.is_compiling() else _by_id()
+    return tuple(_pattern(value, name, number) for name, value in values.items())
+
+
+def _by_id() -> Callable[[Tensor], int]:
+    """A function that numbers tensors as they come, and the same one alike."""
     seen: dict[int, int] = {}
-    return tuple(_pattern(value, name, seen) for name, value in values.items())
+    return lambda tensor: seen.setdefault(id(tensor), len(seen))
 
 
-def _pattern(value: Any, name: str, seen: dict[int, int]) -> Any:
+def _among() -> Callable[[Tensor], int]:
+    """The same by comparing, since a compiled forward would be bound to the tensors whose `id` it asks for."""
+    seen: list[Tensor] = []
+
+    def number(tensor: Tensor) -> int:
+        for place, other in enumerate(seen):
+            if other is tensor:
+                return place
+        seen.append(tensor)
+        return len(seen) - 1
+
+    return number
+
+
+def _pattern(value: Any, name: str, number: Callable[[Tensor], int]) -> Any:
     if isinstance(value, Tensor):
-        return seen.setdefault(id(value), len(seen))
+        return number(value)
     if isinstance(value, _PLAIN):
         return ("is", value)
     if isinstance(value, (int, float)):
@@ -77,7 +97,7 @@ def _pattern(value: Any, name: str, seen: dict[int, int]) -> Any:
     inside = parts(value)
     if inside is None:
         raise Untraceable(f"argument '{name}' is a {type(value).__name__}, whose inside cannot be seen")
-    return (type(value), *((key, _pattern(item, name, seen)) for key, item in inside.items()))
+    return (type(value), *((key, _pattern(item, name, number)) for key, item in inside.items()))
 
 
 def parts(value: Any) -> dict[Any, Any] | None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.masking import divided, mask_, masked, product
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -65,29 +67,65 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor
     return torch.div(x.float(), scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-    """`x` on the grid of `grid` and `scale`, with straight-through gradient.
+def fake_quantize(  # noqa: PLR0913 - all that the gradient depends on
+    x: Tensor, scale: Tensor, zero_point: Tensor | int, grid: Grid, mask: Tensor | None = None, is_dense: bool = False
+) -> Tensor:
+    """`x`, or `x * mask` if there is a mask, on the grid of `grid` and `scale`, with straight-through gradient.
 
-    The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere.
+    The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere, and where the mask is
+    zero; if `is_dense` it is one there. `zero_point` is a number where that is known without a look at a tensor.
     """
-    return _FakeQuantize.apply(x, scale, zero_point, grid)  # type: ignore[no-any-return]
+    return _FakeQuantize.apply(x, scale, zero_point, grid, mask, is_dense)  # type: ignore[no-any-return]
 
 
 class _FakeQuantize(torch.autograd.Function):
+    """Each operator is one pass over memory, and all but the first work in the memory that it took.
+
+    Nothing but the inputs is kept for the way back, which counts the steps again.
+    """
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point)
-        ctx.grid = grid
-        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale).to(x.dtype)
+    def forward(  # noqa: PLR0913 - as above
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Any, grid: Grid, mask: Tensor | None, is_dense: bool
+    ) -> Tensor:
+        ctx.is_known = isinstance(zero_point, int)
+        ctx.save_for_backward(x, scale, None if ctx.is_known else zero_point, mask)
+        ctx.zero_point, ctx.grid, ctx.is_dense = zero_point if ctx.is_known else None, grid, is_dense
+        if grid.binary:
+            q = torch.sign(x.float() if mask is None else product(x.float(), mask))
+        else:
+            # The sum is there for zero, too: it makes -0 a 0.
+            q = divided(x.float(), scale, mask).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+        if not ctx.is_known or zero_point:
+            q.sub_(zero_point)
+        return q.mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        x, scale, zero_point = ctx.saved_tensors
-        q = torch.div(x.float(), scale).round_().add_(zero_point)
-        # hardtanh's backward is one fused pass; its bounds are open, and q is whole, so half a step outside is exact.
+        x, scale, zero_point, mask = ctx.saved_tensors
+        # Where a mask has zeros the input is zero, which lies on the grid.
+        q = divided(x.float(), scale, mask if ctx.is_dense else None)
         low, high = ctx.grid.qmin - 0.5, ctx.grid.qmax + 0.5
-        grad = torch.ops.aten.hardtanh_backward(grads[0].float(), q, low, high)
-        return grad.to(grads[0].dtype), None, None, None
+        if ctx.is_known and _leaves_at_half(ctx.grid, ctx.zero_point):
+            low, high = low - ctx.zero_point, high - ctx.zero_point
+        else:
+            q = q.round_().add_(ctx.zero_point if ctx.is_known else zero_point)
+        grad = _between(grads[0].float(), q, low, high)
+        if mask is not None and not ctx.is_dense:
+            grad = masked(grad, mask) if torch.is_grad_enabled() else mask_(grad, mask)
+        return grad.to(grads[0].dtype), None, None, None, None, None
+
+
+def _leaves_at_half(grid: Grid, zero_point: int) -> bool:
+    """Whether half a step beyond either end rounds to the even integer outside, so that nothing need be rounded."""
+    return (grid.qmin - zero_point) % 2 == 1 and (grid.qmax - zero_point) % 2 == 1
+
+
+def _between(grad: Tensor, q: Tensor, low: float, high: float) -> Tensor:
+    """`grad` where `low < q < high`, zero elsewhere, in one pass; the memory of `q` may be used up."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.ops.aten.hardtanh_backward(grad, q, low, high)  # type: ignore[no-any-return]
+    return torch.ops.aten.hardtanh_backward.grad_input(grad, q, low, high, grad_input=q)  # type: ignore[no-any-return]
 
 
 def broadcast(values: Tensor, axis: int | None, ndim: int, block: int | None = None) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fxcompress import calls
 from fxcompress.capture import Captured, Variant, capture_call
 from fxcompress.errors import CaptureError, InputError
+from fxcompress.fusing import fused
 from fxcompress.graph import COMPRESSION
 from fxcompress.islands import Island
 from fxcompress.mirror import HOOKS
@@ -211,8 +212,9 @@ class CompressedModule(GraphModule):
 
     def _compile(self, variant: Variant) -> Any:
         variant.graph.owning_module = self
-        self.__dict__["_graph"] = variant.graph
+        self.__dict__["_graph"] = fused(variant.graph, self)
         code = super().recompile()
+        self.__dict__["_graph"] = variant.graph
         self._forwards[id(variant)] = type(self).forward
         return code
 

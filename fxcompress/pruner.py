@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fxcompress.errors import InputError
+from fxcompress.masking import masked
 from fxcompress.masks import kept
 from fxcompress.rules import Prune
 
@@ -58,14 +59,14 @@ class Pruner(nn.Module):
         is_observing = self.observing and self.training
         if not self.is_enabled and not is_observing:
             return x
-        mask = self.fitting(x) if self.of_activation else self.mask
+        mask = self.fitting(x)
         if is_observing and self.of_activation:
             self._look_at(x)
         pruned: Tensor = x
         if self.is_enabled:
-            pruned = _Dense.apply(x, mask) if self.is_dense and not self.is_frozen else x * mask
+            pruned = masked(x, mask, self.is_dense and not self.is_frozen)
         if is_observing and not self.of_activation and "sensitivity" in self._buffers:
-            pruned = _Watched.apply(pruned, x, self.sensitivity)
+            pruned = _Watched.apply(pruned, x.detach(), self.sensitivity)
         return pruned
 
     def _look_at(self, x: Tensor) -> None:
@@ -76,7 +77,9 @@ class Pruner(nn.Module):
         self.magnitude += centred(seen, self.mask.shape, 0.0)
 
     def fitting(self, x: Tensor) -> Tensor:
-        """The mask for an activation of any size that it can serve."""
+        """The mask for a weight, or for an activation of any size that it can serve."""
+        if not self.of_activation:
+            return self.mask
         sample, own = x.shape[1:], self.mask.shape
         if len(sample) == len(own) and all(n in (1, m) for n, m in zip(own, sample, strict=True)):
             return self.mask
@@ -140,6 +143,11 @@ class Pruner(nn.Module):
             mask = mask | self.get_buffer(f"{_KEPT}{name}")
         return mask
 
+    @property
+    def flags(self) -> tuple[bool, ...]:
+        """What a forward pass reads to know what it does."""
+        return self.observing, self.is_enabled, self.is_dense and self.is_frozen
+
     def reset(self) -> None:
         """Forget what was observed."""
         for name in ("magnitude", "sensitivity"):
@@ -189,18 +197,6 @@ def centred(t: Tensor, shape: Sequence[int], fill: float | bool) -> Tensor:
         before = (wanted - own) // 2
         pad += [before, wanted - own - before]
     return F.pad(t, pad, value=fill)
-
-
-class _Dense(torch.autograd.Function):
-    """A product with a mask, and the gradient as if there were none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
-        return x * mask
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, None
 
 
 class _Watched(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fxcompress.gates import gated
 from fxcompress.grid import Grid, broadcast, fake_quantize
 from fxcompress.learned import gradient_scale, learned_quantize, positive, zero_point_of
+from fxcompress.masking import masked
 from fxcompress.observer import Observer
 from fxcompress.ranges import Calibration, scales
 
@@ -95,13 +96,22 @@ class Quantizer(nn.Module):
             x = gated(ungated)
         if self.plan.recalibrates and self.training:
             self._choose(x)
+        return self.on_grid(x)
+
+    def on_grid(self, x: Tensor, mask: Tensor | None = None, is_dense: bool = False) -> Tensor:
+        """`x`, or `x * mask`, on the grid; `is_dense` as in `fake_quantize`."""
         scale, zero_point = self.chosen()
-        spread = self._spread(scale, x), self._spread(zero_point, x)
+        spread = self._spread(scale, x)
         if not self.plan.learned:
-            return fake_quantize(x, *spread, self.grid)
+            # That of a symmetric weight is its grid's.
+            is_known = self.grid.symmetric and not self.of_activation
+            zero = self.grid.centre if is_known else self._spread(zero_point, x)
+            return fake_quantize(x, spread, zero, self.grid, mask, is_dense)
+        if mask is not None:
+            x = masked(x, mask, is_dense)
         offset = None if self.grid.symmetric else self._spread(self.offset, x)
         g = gradient_scale(x, scale.numel(), self.of_activation, self.grid)
-        return learned_quantize(x, *spread, offset, self.grid, g)
+        return learned_quantize(x, spread, self._spread(zero_point, x), offset, self.grid, g)
 
     def chosen(self) -> tuple[Tensor, Tensor]:
         """Scale, float32 and positive, and zero point, int32, as they act now."""
@@ -159,6 +169,11 @@ class Quantizer(nn.Module):
         """Quantize no more."""
         self.enabled.fill_(False)
         self.is_enabled = False
+
+    @property
+    def flags(self) -> tuple[bool, ...]:
+        """What a forward pass reads to know what it does."""
+        return self.observing, self.is_enabled
 
     def reset(self) -> None:
         """Forget what was observed."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fxcompress.acting import act, acted_on, observers
+from fxcompress.compiling import changing
 from fxcompress.dryrun import observe_only
 from fxcompress.errors import ScheduleError
 from fxcompress.graph import COMPRESSION
@@ -234,8 +235,13 @@ class Schedule:
         self.counter.fill_(steps)
 
     def _act(self) -> None:
-        self._let_act(self._by_step.get(self.steps, ()))
-        for path in (p for event in self._windows.get(self.steps, ()) for p in observers(event, self.units)):
+        if self.steps in self._by_step or self.steps in self._windows:
+            with changing(self.net):
+                self._act_at(self.steps)
+
+    def _act_at(self, step: int) -> None:
+        self._let_act(self._by_step.get(step, ()))
+        for path in (p for event in self._windows.get(step, ()) for p in observers(event, self.units)):
             module = self.net.get_submodule(path)
             module.reset()  # type: ignore[operator]
             module.observing = True  # type: ignore[assignment]

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""Seconds and memory of a training step: float, ours before its first event and with everything on, compiled or not.
+
+Time: in one process the kinds take turns, a step each; the figure is the median of the steps, and a ratio is the
+median of the ratios within a turn, which other work on the machine moves least. `--clock cpu` counts the processor's
+time, which other processes do not take part in; it wants one thread.
+
+Memory (`--memory`): a process for each kind; the most it ever held (`ru_maxrss`) over what it held before the model
+was made, which is parameters, gradients, the optimizer's state, and what is kept for the way back.
+
+Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import fxcompress as fxc
+
+SPEC = "P0.5(w,f) -> Q8(w,f)"
+STEPS = 20
+WARM_UP = 3
+KINDS = ("float", "before", "on", "float compiled", "on compiled", "torch.ao")
+MODELS = {"resnet18": (32, 32), "mobilenet_v2": (32, 32), "vit_tiny": (8, 224)}
+"""Batch and side of the images."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    if options.one:
+        print(json.dumps(_held(options.models[0], options.kinds[0])))
+        return
+    measure = _memory if options.memory else _time
+    rows = [row for name in options.models for row in measure(name, options)]
+    print(_table(rows, "MiB" if options.memory else "ms"))
+    if options.out:
+        machine = {"cpu": platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
+                   "threads": options.threads, "clock": options.clock, "torch": torch.__version__}  # fmt: skip
+        options.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+def _time(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+    steps = {kind: step for kind in options.kinds if (step := _ready(name, kind))}
+    spent: dict[str, list[float]] = {kind: [] for kind in steps}
+    for turn in range(WARM_UP + options.turns):
+        for kind, step in steps.items():
+            start = clock()
+            step()
+            if turn >= WARM_UP:
+                spent[kind].append(clock() - start)
+    return [_row(name, kind, 1e3 * statistics.median(times), times, spent) for kind, times in spent.items()]
+
+
+def _row(name: str, kind: str, value: float, values: list[float], of_all: dict[str, list[float]]) -> dict[str, Any]:
+    base = of_all.get("float compiled" if kind.endswith("compiled") else "float", values)
+    ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
+    return {"model": name, "kind": kind, "value": value, "ratio": ratio}
+
+
+def _memory(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    found: dict[str, list[float]] = {}
+    for kind in options.kinds:
+        command = [sys.executable, __file__, "--one", "--models", name, "--kinds", kind,
+                   "--threads", str(options.threads)]  # fmt: skip
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        held = json.loads(done.stdout.splitlines()[-1])
+        found |= {kind: [held]} if held else {}
+    return [_row(name, kind, held, [held], found) for kind, [held] in found.items()]
+
+
+def _held(name: str, kind: str) -> float:
+    """MiB at most over what there was before."""
+    _warm_up()
+    before = _most()
+    step = _ready(name, kind)
+    for _ in range(WARM_UP if step else 0):
+        step()  # type: ignore[misc]
+    return (_most() - before) / 1024
+
+
+def _warm_up() -> None:
+    """Load and make what is loaded and made once, with a net that is nearly nothing."""
+    image = torch.randn(2, 3, 8, 8)
+    net = fxc.compress(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), SPEC, image, total_steps=10)
+    for _ in range(10):
+        net(image).sum().backward()
+        net.schedule.step()
+
+
+def _most() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _ready(name: str, kind: str) -> Callable[[], None] | None:
+    """A step of this kind at the place in training that it is measured at; None where it cannot be made."""
+    batch, side = MODELS[name]
+    torch.manual_seed(0)
+    images, labels = torch.randn(batch, 3, side, side), torch.randint(0, 10, (batch,))
+    model: Any = _model(name)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    if kind == "torch.ao":
+        model = _by_torch(model, images)
+        if model is None:
+            return None
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    elif kind.startswith(("before", "on")):
+        net = model = fxc.compress(model, SPEC, images, total_steps=STEPS, optimizer=optimizer)
+    run = torch.compile(model) if kind.endswith("compiled") else model
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(run(images), labels).backward()
+        optimizer.step()
+
+    if kind == "before":
+        _hold(net)
+    while kind.startswith("on") and net.schedule.pending():
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    step()
+    return step
+
+
+def _hold(net: Any) -> None:
+    """Hold the schedule where nothing has started and nothing observes."""
+    net.schedule._advance = lambda: None
+    for module in net.modules():
+        if hasattr(module, "observing"):
+            module.observing = False
+
+
+def _model(name: str) -> nn.Module:
+    if name == "vit_tiny":
+        import timm
+
+        return timm.create_model("vit_tiny_patch16_224", num_classes=10).train()  # type: ignore[no-any-return]
+    return torchvision.models.get_model(name, weights=None, num_classes=10).train()  # type: ignore[no-any-return]
+
+
+def _by_torch(model: nn.Module, images: torch.Tensor) -> nn.Module | None:
+    try:
+        from torch.ao.quantization import get_default_qat_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import prepare_qat_fx
+
+        return prepare_qat_fx(model, get_default_qat_qconfig_mapping("x86"), (images,))
+    except Exception as error:
+        print(f"torch.ao cannot: {error}", file=sys.stderr)
+        return None
+
+
+def _table(rows: list[dict[str, Any]], unit: str) -> str:
+    lines = [f"| model | kind | {unit} | to float |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {r['model']} | {r['kind']} | {r['value']:.1f} | {r['ratio']:.2f} |" for r in rows)])
+
+
+if __name__ == "__main__":
+    main()
