@@ -178,12 +178,9 @@ class Schedule:
 
         Raises ExportError if `path` cannot be written, ScheduleError if the length of training is not known.
         """
-        write_picture(self.tracks(), self._known_total(), path, self.rates)
-
-    def _known_total(self) -> int:
         if self.total_steps is None:
             raise ScheduleError("a picture needs the length of training; pass total_steps= to compress")
-        return self.total_steps
+        write_picture(self.tracks(), self.total_steps, path, self.rates)
 
     def pending(self) -> list[Event]:
         """Events that have not acted yet."""
@@ -235,16 +232,14 @@ class Schedule:
         self.counter.fill_(steps)
 
     def _act(self) -> None:
-        if self.steps in self._by_step or self.steps in self._windows:
+        due, opening = self._by_step.get(self.steps, ()), self._windows.get(self.steps, ())
+        if due or opening:
             with changing(self.net):
-                self._act_at(self.steps)
-
-    def _act_at(self, step: int) -> None:
-        self._let_act(self._by_step.get(step, ()))
-        for path in (p for event in self._windows.get(step, ()) for p in observers(event, self.units)):
-            module = self.net.get_submodule(path)
-            module.reset()  # type: ignore[operator]
-            module.observing = True  # type: ignore[assignment]
+                self._let_act(due)
+                for path in (p for event in opening for p in observers(event, self.units)):
+                    module: Any = self.net.get_submodule(path)
+                    module.reset()
+                    module.observing = True
 
     def _let_act(self, due: Iterable[Event]) -> None:
         due = list(due)

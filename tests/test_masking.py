@@ -44,7 +44,8 @@ def test_it_is_the_product_to_the_bit(
     mask, gradient = mask_for(x, kind), torch.randn(shape).to(dtype)
     expected, y = x * mask, masked(x, mask)
     assert bits(y) == bits(expected)
-    assert y.stride() == expected.stride()
+    laid = [[s for s, n in zip(t.stride(), shape, strict=True) if n > 1] for t in (y, expected)]
+    assert laid[0] == laid[1]
     [wanted] = torch.autograd.grad(expected, x, gradient)
     [found] = torch.autograd.grad(y, x, gradient)
     assert bits(found) == bits(wanted)
