@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import fxcompress as fxc
 
@@ -16,7 +18,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools" / "paper"))
 
 from paper_parts.arms import KINDS, arms_of, specs_of  # noqa: E402
+from paper_parts.task import Setting  # noqa: E402
 from paper_parts.tasks import TASKS  # noqa: E402
+from paper_parts.training import Training  # noqa: E402
+from super_resolution import SuperResolution  # noqa: E402
 
 FILES = {
     "classification": "classification.py", "detection": "detection.py", "super-resolution": "super_resolution.py",
@@ -61,22 +66,29 @@ def test_an_arm_ends_with_files_that_a_runtime_agrees_with(task: str, kind: str,
 
 
 def test_a_training_that_was_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
-    arm = ("--arm", "P(w) -> Q(w,f)", "--kind", "paper", "--seed", "0", "1")
-    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    once = run(command("classification", whole, *arm))
-    assert once.returncode == 0, once.stderr[-2000:]
-    codes = []
-    while not codes or codes[-1] == 3:
-        codes.append(run(command("classification", pieces, *arm, "--minutes", "0.01")).returncode)
-        assert len(codes) < 40
-    assert len(codes) > 2 and codes[-1] == 0
-    found = [
-        [json.loads(line)["metrics"] for line in (work / "classification-smoke.jsonl").read_text().splitlines()]
-        for work in (whole, pieces)
-    ]
-    assert len(found[0]) == 2 and found[0] == found[1]
+    task, spec = SuperResolution(Setting("smoke")), arms_of("super-resolution", "paper")["P(w) -> Q(w,f)"]
+    whole, pieces = (
+        partial(Training, task, spec, "paper", 0, tmp_path / name, torch.device("cpu")) for name in ("a.pt", "b.pt")
+    )
+    once = whole()
+    assert once.until(float("inf"))
+    ends, piece = [], None
+    while not ends or not ends[-1]:
+        piece = pieces()
+        ends.append(piece.until(0.0))
+    assert ends == [False] * (task.total_steps - 1) + [True]
+    state, wanted = (t.parts.nets["espcn"].state_dict() for t in (piece, once))
+    assert state.keys() == wanted.keys() and all(torch.equal(state[k], wanted[k]) for k in wanted)
+    assert piece.rates == once.rates and piece.digest == once.digest
+
+
+def test_a_command_that_is_out_of_time_says_so_and_goes_on(tmp_path: Path) -> None:
+    words = command("super-resolution", tmp_path, "--arm", "float", "--kind", "paper")
+    first = run([*words, "--minutes", "0"])
+    assert (first.returncode, first.stdout) == (3, "out of time in 'float' (paper, seed 0); call again to go on\n")
+    assert run(words).returncode == 0 and not list(tmp_path.glob("*.pt"))
 
 
 def test_real_images_need_a_feature_network_for_fid(tmp_path: Path) -> None:
-    done = run(command("pix2pix", tmp_path, "--data-root", str(tmp_path)))
-    assert done.returncode == 2 and "name an ONNX file with --features" in done.stderr
+    with pytest.raises(ValueError, match="name an ONNX file with --features"):
+        TASKS["pix2pix"](Setting("cpu", tmp_path))

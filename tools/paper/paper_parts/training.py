@@ -64,34 +64,37 @@ class Training:
         return fxc.held_rate(step, total) if self.kind == "matched" else self.task.published_rate(step / total)
 
     def until(self, deadline: float) -> bool:
-        """Train on until the end, or `deadline` by `time.monotonic`. Returns whether the end was reached."""
-        start, saved = time.monotonic(), time.monotonic()
-        with tqdm(total=self.task.total_steps, initial=self.done, desc=self.file.stem, disable=None) as bar:
-            while self.done < self.task.total_steps:
-                now, is_late = time.monotonic(), any_of_all(time.monotonic() > deadline)
-                if is_late or now - saved > SAVE_EVERY:
-                    self._save(now - start)
+        """Train a step or more, to the end or to `deadline` by `time.monotonic`. Returns whether the end was reached."""
+        saved, total = time.monotonic(), self.task.total_steps
+        with tqdm(total=total, initial=self.done, desc=self.file.stem, disable=None) as bar:
+            while self.done < total:
+                self._step()
+                bar.update()
+                now = time.monotonic()
+                is_late = any_of_all(now > deadline)
+                if is_late or now - saved > SAVE_EVERY or self.done == total:
+                    self.seconds += now - saved
+                    self._save()
                     saved = now
                 if is_late:
-                    return False
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                    self.task.step(self.parts)
-                for scheduler in self.schedulers.values():
-                    scheduler.step()
-                self.done += 1
-                bar.update()
-        self.seconds += time.monotonic() - start
-        self._save(0.0)
+                    break
         for module in self.parts.modules().values():
-            module.eval()
-        return True
+            module.train(self.done < total)
+        return self.done == total
 
-    def _save(self, seconds: float) -> None:
+    def _step(self) -> None:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            self.task.step(self.parts)
+        for scheduler in self.schedulers.values():
+            scheduler.step()
+        self.done += 1
+
+    def _save(self) -> None:
         for net in self.parts.nets.values():
             if isinstance(net, fxc.CompressedModule):
                 steps = {event.step for event in net.schedule.events}
                 self.rates |= {step: rate for step, rate in net.schedule.rates.items() if step in steps}
-        state: dict[str, Any] = {"done": self.done, "seconds": self.seconds + seconds, "rates": self.rates}
+        state: dict[str, Any] = {"done": self.done, "seconds": self.seconds, "rates": self.rates}
         state["random"] = torch.get_rng_state()
         for kind in ("modules", "optimizers", "schedulers"):
             state[kind] = {name: part.state_dict() for name, part in self._parts(kind).items()}
