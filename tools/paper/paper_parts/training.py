@@ -64,7 +64,7 @@ class Training:
         return fxc.held_rate(step, total) if self.kind == "matched" else self.task.published_rate(step / total)
 
     def until(self, deadline: float) -> bool:
-        """Train a step or more, to the end or to `deadline` by `time.monotonic`. Returns whether the end was reached."""
+        """Train a step or more, to the end or to `deadline` by `time.monotonic`. Returns whether that was the end."""
         saved, total = time.monotonic(), self.task.total_steps
         with tqdm(total=total, initial=self.done, desc=self.file.stem, disable=None) as bar:
             while self.done < total:
