@@ -106,7 +106,9 @@ class _FakeQuantize(torch.autograd.Function):
         # Where a mask has zeros the input is zero, which lies on the grid.
         q = divided(x.float(), scale, mask if ctx.is_dense else None)
         low, high = ctx.grid.qmin - 0.5, ctx.grid.qmax + 0.5
-        if ctx.is_known and _leaves_at_half(ctx.grid, ctx.zero_point):
+        if torch.compiler.is_compiling():
+            q = q.round() + (ctx.zero_point if ctx.is_known else zero_point)
+        elif ctx.is_known and _leaves_at_half(ctx.grid, ctx.zero_point):
             low, high = low - ctx.zero_point, high - ctx.zero_point
         else:
             q = q.round_().add_(ctx.zero_point if ctx.is_known else zero_point)
@@ -123,7 +125,10 @@ def _leaves_at_half(grid: Grid, zero_point: int) -> bool:
 
 def _between(grad: Tensor, q: Tensor, low: float, high: float) -> Tensor:
     """`grad` where `low < q < high`, zero elsewhere, in one pass; the memory of `q` may be used up."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        # What is compiled for CPUs compares one at a time; `q` is whole, so either factor is zero or one.
+        return grad * (q - (low - 0.5)).clamp(0, 1) * ((high + 0.5) - q).clamp(0, 1)
+    if torch.is_grad_enabled():
         return torch.ops.aten.hardtanh_backward(grad, q, low, high)  # type: ignore[no-any-return]
     return torch.ops.aten.hardtanh_backward.grad_input(grad, q, low, high, grad_input=q)  # type: ignore[no-any-return]
 

@@ -53,6 +53,7 @@ class Pruner(nn.Module):
             self.register_buffer("origin", torch.zeros(shape))
         self.observing = False
         self.is_enabled = self.is_frozen = False
+        self._read_bytes()
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with zeros where the mask has them once enabled, `x` itself before. Raises InputError on another size."""
@@ -77,19 +78,23 @@ class Pruner(nn.Module):
         self.magnitude += centred(seen, self.mask.shape, 0.0)
 
     def fitting(self, x: Tensor) -> Tensor:
-        """The mask for a weight, or for an activation of any size that it can serve."""
+        """The mask for a weight, or for an activation of any size that it can serve.
+
+        Bytes of zero and one where that is compiled, since what is compiled for CPUs reads bools one at a time.
+        """
+        mask = self._bytes if torch.compiler.is_compiling() else self.mask
         if not self.of_activation:
-            return self.mask
-        sample, own = x.shape[1:], self.mask.shape
+            return mask
+        sample, own = x.shape[1:], mask.shape
         if len(sample) == len(own) and all(n in (1, m) for n, m in zip(own, sample, strict=True)):
-            return self.mask
+            return mask
         if not self.fits_centre or len(sample) != len(own) or sample[0] != own[0]:
             raise InputError(
                 f"an activation of shape {tuple(sample)} per sample reached a mask of shape {tuple(own)}; call the net "
                 "with inputs of the size of the example inputs, or prune with sizes: centre, pattern: channel, or "
                 "weights only"
             )
-        return centred(self.mask, sample, True)
+        return centred(mask, sample, True)
 
     @torch.no_grad()
     def prune(self, sparsity: float, scores: Tensor) -> None:
@@ -171,7 +176,29 @@ class Pruner(nn.Module):
     def train(self, mode: bool = True) -> Pruner:
         """Switch the mode, and read the flags again: an average of nets (EMA) has its buffers written from outside."""
         self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
+        self._read_bytes()
         return super().train(mode)
+
+    def _read_bytes(self) -> None:
+        """See the memory of the mask, which may be another now, as bytes."""
+        self._bytes = self.mask.view(torch.uint8)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Pruner:
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._read_bytes()
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "mask":
+            self._read_bytes()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_bytes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._read_bytes()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: Any, *args: Any, **kwargs: Any) -> None:
         # The masks kept are those of the state, if it has any of this module.
@@ -182,6 +209,7 @@ class Pruner(nn.Module):
                 self.register_buffer(key.removeprefix(prefix), torch.ones_like(self.mask))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
+        self._read_bytes()
 
     def extra_repr(self) -> str:
         """The mask's shape."""
