@@ -25,8 +25,8 @@ def deployed(training: Training, folder: Path) -> dict[str, Any]:
     """Export every net, run the files in ONNX Runtime, and measure one input through each.
 
     Returns bytes of all files, their latency and its ratio to that of the float files (taking turns, one thread),
-    `verified`, the smallest share of equal outputs, what is left in float, Mbit without zeros, and the metrics of the
-    files where they take the test data.
+    `verified`, the smallest share of equal outputs, what is left in float, Mbit without zeros of one input as trained
+    on, and the metrics of the files where they take the test data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     task, nets = training.task, {name: net.cpu().eval() for name, net in training.parts.nets.items()}
@@ -44,7 +44,7 @@ def deployed(training: Training, folder: Path) -> dict[str, Any]:
     found["float_file_bytes"] = sum(file.stat().st_size for file in plain.values())
     found["latency_ms"] = 1e3 * sum(t[1] for t in timed.values())
     found["latency_ratio"] = sum(t[1] for t in timed.values()) / sum(t[0] for t in timed.values())
-    found["megabits"] = sum(_megabits(net, inputs[name]) for name, net in nets.items())
+    found["megabits"] = sum(_megabits(net, task.examples()[name]) for name, net in nets.items())
     if task.fits_files():
         runs = {name: in_runtime(file, nets[name], inputs[name]) for name, file in files.items()}
         found["in_runtime"] = task.evaluate(training.parts, runs)
