@@ -109,6 +109,7 @@ class Pruner(nn.Module):
 
     def enable(self) -> None:
         """Multiply by the mask from now on."""
+        self._read_bytes()
         self.enabled.fill_(True)
         self.is_enabled = True
 
@@ -176,12 +177,13 @@ class Pruner(nn.Module):
     def train(self, mode: bool = True) -> Pruner:
         """Switch the mode, and read the flags again: an average of nets (EMA) has its buffers written from outside."""
         self.is_enabled, self.is_frozen = bool(self.enabled), bool(self.frozen)
-        self._read_bytes()
         return super().train(mode)
 
     def _read_bytes(self) -> None:
         """See the memory of the mask, which may be another now, as bytes."""
-        self._bytes = self.mask.view(torch.uint8)
+        seen = self.__dict__.get("_bytes")
+        if seen is None or seen.data_ptr() != self.mask.data_ptr() or seen.shape != self.mask.shape:
+            self._bytes = self.mask.view(torch.uint8)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Pruner:
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcompress.pruner import Pruner
 from fxcompress.symbols import Untraceable
 
 DEEPEST, LARGEST_TENSOR, MOST_FIELDS = 3, 2**16, 16
@@ -57,8 +58,10 @@ def _restore(module: nn.Module, state: dict[str, _Kept]) -> None:
 
 
 def computed_anew(module: nn.Module) -> set[str]:
-    """Attributes that are computed before each forward: weights under torch's older weight and spectral norm, lists of
-    a recurrent layer's weights."""
+    """Attributes that follow from others: weights under torch's older weight and spectral norm, lists of a recurrent
+    layer's weights, a pruner's view of its mask."""
+    if isinstance(module, Pruner):
+        return {"_bytes"}
     if isinstance(module, nn.RNNBase):
         return {"_flat_weights", "_flat_weight_refs"}
     hooks: Any = module._forward_pre_hooks.values()

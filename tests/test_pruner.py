@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -58,3 +61,22 @@ def test_another_size_is_refused() -> None:
     pruner.prune(0.5, pruner.magnitude)
     with pytest.raises(InputError, match=r"shape \(2, 5, 5\) per sample reached a mask of shape \(2, 4, 4\)"):
         pruner(torch.randn(1, 2, 5, 5))
+
+
+def test_the_bytes_that_compiled_nets_read_are_the_masks_own() -> None:
+    def reads_its_mask(pruner: Pruner) -> bool:
+        pruner.keep(torch.rand(pruner.mask.shape) > 0.5)
+        return pruner._bytes.dtype == torch.uint8 and torch.equal(pruner._bytes.bool(), pruner.mask)
+
+    pruner = Pruner((4, 3), (4, 3))
+    seen = pruner._bytes
+    assert reads_its_mask(pruner) and pruner._bytes is seen
+    pruner.mask = torch.ones(2, 3, dtype=torch.bool)
+    assert reads_its_mask(pruner)
+    for twin in (copy.deepcopy(pruner), pickle.loads(pickle.dumps(pruner)), copy.deepcopy(pruner).double()):
+        assert reads_its_mask(twin) and twin.mask.data_ptr() != pruner.mask.data_ptr()
+    other = Pruner((2, 3), (2, 3))
+    other.load_state_dict(pruner.state_dict(), assign=True)
+    assert torch.equal(other._bytes.bool(), other.mask) and reads_its_mask(other)
+    other.mask.data = torch.zeros(2, 3, dtype=torch.bool)
+    assert reads_its_mask(other)
