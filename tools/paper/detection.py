@@ -58,8 +58,16 @@ class Detection(Task):
         return Parts(nets, {"detector": detector}, {"sgd": sgd})
 
     def examples(self) -> dict[str, Any]:
-        """An image of the largest size, and what the heads get of it."""
-        return self._inputs(self.sizes[-1])
+        """A test image as the detector resizes it, and what the heads get of it."""
+        seen: dict[str, Any] = {}
+        detector = small_detector(self.classes, self.sizes, None).eval()
+        if self.setting.budget == "full":
+            detector = full_detector(self.classes, None).eval()
+        for name, place in PLACES.items():
+            detector.get_submodule(place).register_forward_pre_hook(_keeper(seen, name))
+        with torch.no_grad():
+            detector([self.test[0].image])
+        return {name: _moved(seen[name], self.device) for name in PLACES}
 
     def published_rate(self, share: float) -> float:
         """A tenth behind five epochs of nine."""
@@ -89,21 +97,6 @@ class Detection(Task):
                 metric.update([{k: v.cpu() for k, v in found.items()}], [scene.target()])
         return {self.metric: 100 * float(metric.compute()["map_50"])}
 
-    def exported(self, parts: Parts) -> dict[str, Any]:
-        """Of the size that is tested."""
-        return self._inputs(self.sizes[-1])
-
-    def _inputs(self, side: int) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        detector = small_detector(self.classes, self.sizes, None).eval()
-        if self.setting.budget == "full":
-            detector = full_detector(self.classes, None).eval()
-        for name, place in PLACES.items():
-            detector.get_submodule(place).register_forward_pre_hook(_keeper(seen, name))
-        with torch.no_grad():
-            detector([self.test[0].image])
-        return {name: _moved(seen[name], self.device) for name in PLACES}
-
 
 def _keeper(seen: dict[str, Any], name: str) -> Any:
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -122,15 +115,15 @@ def _in_place(parts: Parts, runs: Mapping[str, Run]) -> Iterator[FasterRCNN]:
     detector: Any = parts.others["detector"]
     originals = {place: detector.get_submodule(place) for place in PLACES.values()}
     for name, place in PLACES.items():
-        _put(detector, place, runs[name], originals[place])
+        _put(detector, place, runs[name])
     try:
         yield detector
     finally:
         for place, module in originals.items():
-            _put(detector, place, module, module)
+            _put(detector, place, module)
 
 
-def _put(detector: nn.Module, place: str, run: Any, original: nn.Module) -> None:
+def _put(detector: nn.Module, place: str, run: Any) -> None:
     above, _, name = place.rpartition(".")
     setattr(detector.get_submodule(above), name, run if isinstance(run, nn.Module) else Called(run))
 

@@ -77,7 +77,7 @@ class SuperResolution(Task):
             "SSIM": statistics.mean(float(s) for s in similar),
         }
 
-    def exported(self, parts: Parts) -> dict[str, Any]:
+    def exported(self) -> dict[str, Any]:
         """The middle one of the test images."""
         sizes = sorted(self.test, key=lambda high: high.numel())
         return {"espcn": smaller(sizes[len(sizes) // 2][None])}

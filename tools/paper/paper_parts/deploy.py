@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map, tree_structure, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only, tree_structure, tree_unflatten
 
 import fxcompress as fxc
 from fxcompress.comparison import Verification
@@ -30,7 +30,7 @@ def deployed(training: Training, folder: Path) -> dict[str, Any]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     task, nets = training.task, {name: net.cpu().eval() for name, net in training.parts.nets.items()}
-    inputs = task.exported(training.parts)
+    inputs = tree_map_only(torch.Tensor, lambda x: x.cpu(), task.exported())
     files = {name: folder / f"{name}.onnx" for name in nets}
     found: dict[str, Any] = {"verified": True, "equal": 1.0, "left_in_float": {}}
     plain = _float_files(task, inputs, folder)
@@ -44,7 +44,8 @@ def deployed(training: Training, folder: Path) -> dict[str, Any]:
     found["float_file_bytes"] = sum(file.stat().st_size for file in plain.values())
     found["latency_ms"] = 1e3 * sum(t[1] for t in timed.values())
     found["latency_ratio"] = sum(t[1] for t in timed.values()) / sum(t[0] for t in timed.values())
-    found["megabits"] = sum(_megabits(net, task.examples()[name]) for name, net in nets.items())
+    trained_on = tree_map_only(torch.Tensor, lambda x: x.cpu(), task.examples())
+    found["megabits"] = sum(_megabits(net, trained_on[name]) for name, net in nets.items())
     if task.fits_files():
         runs = {name: in_runtime(file, nets[name], inputs[name]) for name, file in files.items()}
         found["in_runtime"] = task.evaluate(training.parts, runs)
@@ -59,8 +60,10 @@ def in_runtime(file: Path, net: nn.Module, example: Any) -> Run:
         containers = tree_structure(net(example))
 
     def run(x: Any) -> Any:
-        feed = {name: y.detach().numpy() for name, y in zip(names, tree_leaves(x), strict=True)}
-        return tree_unflatten([torch.from_numpy(np.asarray(y)) for y in runtime.run(None, feed)], containers)
+        leaves = tree_leaves(x)
+        feed = {name: y.detach().cpu().numpy() for name, y in zip(names, leaves, strict=True)}
+        outputs = [torch.from_numpy(np.asarray(y)).to(leaves[0].device) for y in runtime.run(None, feed)]
+        return tree_unflatten(outputs, containers)
 
     return run
 

@@ -88,7 +88,7 @@ class Task(ABC):
     def evaluate(self, parts: Parts, runs: Mapping[str, Run]) -> dict[str, float]:
         """Metrics on the test data, that of `metric` first. `runs` compute in the place of networks of those names."""
 
-    def exported(self, parts: Parts) -> dict[str, Any]:
+    def exported(self) -> dict[str, Any]:
         """Inputs for each network that is deployed, of the size that is deployed."""
         return self.examples()
 
