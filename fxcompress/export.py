@@ -126,7 +126,22 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic
         )
     _name_tensors(model, lowered)
     narrow_types(model, lowered, types)
+    _own_zero_points(model)
     return model
+
+
+def _own_zero_points(model: ir.Model) -> None:
+    """Give each stored weight a zero point that nothing else has: a session that ONNX Runtime opens in its precise mode
+    for x86 makes uint8 of both, and breaks on one that is shared."""
+    for node in model.graph:
+        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+            continue
+        weight, _, shared = node.inputs
+        if weight and shared and weight.is_initializer() and len(shared.uses()) > 1:
+            name = f"{weight.name}_zero_point"
+            own = ir.Value(name=name, shape=shared.shape, type=shared.type, const_value=shared.const_value)
+            model.graph.register_initializer(own)
+            node.replace_input_with(2, own)
 
 
 def _name_tensors(model: ir.Model, lowered: GraphModule) -> None:

@@ -7,7 +7,7 @@ once and not in all that follows; tensors and outputs are compared end to end as
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.causes import Reference, compare_tensors, reference_of
+from fxcompress.comparison import ON, SATURATION, OutputInRuntime, TensorInRuntime
 from fxcompress.comparison import OutputComparison as OutputComparison
-from fxcompress.comparison import OutputInRuntime, TensorInRuntime
 from fxcompress.comparison import TensorComparison as TensorComparison
 from fxcompress.comparison import Verification as Verification
 from fxcompress.errors import VerifyError
@@ -32,7 +32,7 @@ from fxcompress.passes import IntegerProducts
 from fxcompress.pipeline import run
 from fxcompress.qdq import QUANTIZE_DEQUANTIZE
 from fxcompress.runs import Run, run_everywhere
-from fxcompress.runtime import float_operators, mask_cost
+from fxcompress.runtime import PRECISE, float_operators, mask_cost, saturates
 from fxcompress.sizes import fitted
 
 
@@ -57,18 +57,19 @@ def verify(net: CompressedModule, path: str | os.PathLike[str], inputs: Any = No
     reference = reference_of(graph, model, feeds)
     float_ops, integer_ops = float_operators(path)
     mask_bytes, mask_share = mask_cost(path, model, feed)
+    tensors = _compare_tensors(reference, names, runs)
     return Verification(
         path=str(path),
         file_bytes=path.stat().st_size,
         runtimes=tuple(r.runtime for r in runs),
-        tensors=_compare_tensors(reference, names, runs),
+        tensors=tensors,
         outputs=_compare_outputs(evaluation_copy(net).cpu(), graph, feeds, runs),
         float_operators=float_ops,
         integer_operators=integer_ops,
         mask_bytes=mask_bytes,
         mask_time_share=mask_share,
         changed_constants=tuple(reference.changed),
-        notes=(*graph.meta.get("notes", ()), *remarks),
+        notes=(*graph.meta.get("notes", ()), *remarks, *_on_saturation(tensors)),
     )
 
 
@@ -110,6 +111,15 @@ def _compare_tensors(
         TensorComparison(name, module_behind(node), found[0][node].elements, tuple(of[node] for of in found))
         for node, name in names.items()
     )
+
+
+def _on_saturation(tensors: Sequence[TensorComparison]) -> Iterator[str]:
+    with_kernels = (found for t in tensors for found in t.runtimes if found.runtime == ON)
+    if saturates() and any(found.causes.get(SATURATION) for found in with_kernels):
+        yield (
+            "this processor has no 8-bit dot products, so ONNX Runtime's kernels add two products in 16 bits, which "
+            f"saturate: compress with target='onnxruntime-avx2', or open sessions with {PRECISE}='1'"
+        )
 
 
 def _compare_outputs(

@@ -24,7 +24,10 @@ from fxcompress.pipeline import Pass, run
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 from fxcompress.render import render
+from fxcompress.runtime import saturates
 
+HERE = "onnxruntime-avx2" if saturates() else "onnxruntime"
+"""The target for weights that are used twice, which ONNX Runtime has no exact kernels for on some processors."""
 LIGHTNING = (
     "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning",  # its own use of torch
     "ignore:The 'train_dataloader' does not have many workers",  # data in memory needs none
@@ -156,9 +159,9 @@ def canonical(model: nn.Module, example: Any) -> Any:
     return captured_net(model, bind(model, example))
 
 
-def trained(model: nn.Module, spec: Any, example: Any) -> Any:
+def trained(model: nn.Module, spec: Any, example: Any, target: str = "onnxruntime") -> Any:
     """The model compressed by `spec`, past all its events, in evaluation mode."""
-    net = fxc.compress(model, spec, example, total_steps=4)
+    net = fxc.compress(model, spec, example, total_steps=4, target=target)
     for _ in range(4):
         net(example)
         net.schedule.step()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import HERE
 from torch import Tensor, nn
 
 import fxcompress as fxc
@@ -27,7 +28,7 @@ class Head(nn.Module):
 def test_each_tensor_of_a_container_is_an_input_of_the_file(keys: tuple[str, str] | None, tmp_path: Path) -> None:
     tensors = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4)]
     levels: Any = tensors if keys is None else dict(zip(keys, tensors, strict=True))
-    net = fxc.compress(Head(), "P0.5(w) -> Q8(w,f)", {"levels": levels}, total_steps=10)
+    net = fxc.compress(Head(), "P0.5(w) -> Q8(w,f)", {"levels": levels}, total_steps=10, target=HERE)
     for _ in range(10):
         net(levels)
         net.schedule.step()

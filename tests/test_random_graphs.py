@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import HERE
 from random_graphs import random_model, random_spec
 
 import fxcompress as fxc
@@ -25,7 +26,7 @@ def test_the_runtime_computes_what_was_trained(seed: int, tmp_path: Path) -> Non
     model, x = random_model(seed)
     spec = random_spec(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
-    net = fxc.compress(model, spec, x, total_steps=STEPS, optimizer=optimizer)
+    net = fxc.compress(model, spec, x, total_steps=STEPS, optimizer=optimizer, target=HERE)
     for _ in range(STEPS):
         optimizer.zero_grad()
         loss = net(torch.randn_like(x)).square().mean()

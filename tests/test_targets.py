@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from helpers import ConvBnRelu, Mlp, image, rows, seeded, trained
+from models import Residual
 from torch import Tensor, nn
 
 import fxcompress as fxc
 from fxcompress.errors import SpecError
 from fxcompress.quantizer import Quantizer
 from fxcompress.rules import Quantize
+from fxcompress.runtime import PRECISE, saturates, session
 from fxcompress.spec import Spec
 from fxcompress.targets import TARGETS, activation_grid, check_target, weight_grid
 
+CPU = Path("/proc/cpuinfo")
 WEIGHT = {"target": "weight", "bits": 8}
 REFUSED = [
     ("onnxruntime", {"target": "weight", "bits": 8, "symmetric": False}, "affine weights, with a zero point"),
@@ -149,3 +156,24 @@ class Block(nn.Module):
 def test_the_report_says_what_runs_in_float() -> None:
     net = trained(seeded(Mlp), {"rules": [{"op": "quantize", "target": "weight", "bits": 4}]}, rows())
     assert "stores weights of 4 bits and computes their products in float" in "".join(fxc.report(net).summary())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPU.exists(), reason="reads what Linux says of x86")
+def test_kernels_saturate_where_the_processor_has_no_8_bit_dot_products() -> None:
+    assert saturates() == ("vnni" not in CPU.read_text())
+
+
+def test_a_precise_session_runs_a_file_exactly_on_any_processor(tmp_path: Path) -> None:
+    net = trained(seeded(Residual), "Q8(w,f)", torch.rand(4, 3, 8, 8) * 4)
+    fxc.export_onnx(net, tmp_path / "net.onnx")
+    model = onnx.load(tmp_path / "net.onnx")
+    stored = {i.name for i in model.graph.initializer}
+    zero_points = [n.input[2] for n in model.graph.node if n.input[0] in stored and len(n.input) == 3]
+    assert len(zero_points) > 2
+    assert len(set(zero_points)) == len(zero_points)
+    options = ort.SessionOptions()
+    options.add_session_config_entry(PRECISE, "1")
+    feed = {"x": torch.rand(4, 3, 8, 8).numpy() * 4}
+    [precise] = ort.InferenceSession(tmp_path / "net.onnx", options, providers=["CPUExecutionProvider"]).run(None, feed)
+    [reference] = session(tmp_path / "net.onnx", optimized=False).run(None, feed)
+    assert np.array_equal(precise, reference)

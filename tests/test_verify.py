@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,11 @@ def test_a_net_whose_own_bias_leaves_no_room_is_not_ok(tmp_path: Path, monkeypat
     assert of(tensor(found, fault.tensor), ON).causes.keys() <= {OVERFLOW, TIE}
 
 
-def test_a_runtime_that_does_not_clip_is_a_saturation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saturates", [True, False])
+def test_a_runtime_that_does_not_clip_is_a_saturation(
+    saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("fxcompress.verify"), "saturates", lambda: saturates)
     net = trained("Q4(w,f)")
     net.get_submodule("compression.bn3_quantizer").scale.mul_(0.1)  # so that values lie beyond its grid
     path = tmp_path / "net.onnx"
@@ -232,6 +237,7 @@ def test_a_runtime_that_does_not_clip_is_a_saturation(tmp_path: Path) -> None:
         assert one.causes[SATURATION] > 0 and UNEXPLAINED not in one.causes
         assert max(one.steps) == one.largest > 1
     assert not found.ok
+    assert any("onnxruntime-avx2" in note for note in found.notes) == saturates
 
 
 @pytest.mark.parametrize(("steps", "cause", "ok"), [(0.4, FUSION, True), (2.4, UNEXPLAINED, False)])

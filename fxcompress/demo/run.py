@@ -25,6 +25,7 @@ from fxcompress.demo.net import DigitsNet
 from fxcompress.demo.table import render_results
 from fxcompress.demo.train import Pace, Training, make_optimizer, write_whole
 from fxcompress.notation import to_yaml
+from fxcompress.runtime import saturates
 from fxcompress.spec import Spec
 from fxcompress.verify import Verification
 
@@ -116,7 +117,8 @@ class _Seed:
         optimizer = make_optimizer(model)
         steps = self.data.steps(self.options.batch_size) * self.options.epochs
         example = self.data.train_images[: self.options.batch_size]
-        net = fxc.compress(model, self.spec, example, total_steps=steps, optimizer=optimizer)
+        target = "onnxruntime-avx2" if saturates() else "onnxruntime"
+        net = fxc.compress(model, self.spec, example, total_steps=steps, optimizer=optimizer, target=target)
         return net, optimizer
 
     def _train(self, name: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Does, Fc, check_pass, check_unchanged, evaluation_copy, rows, seeded, trained
+from helpers import HERE, Does, Fc, check_pass, check_unchanged, evaluation_copy, rows, seeded, trained
 from torch import Tensor, nn
 
 import fxcompress as fxc
@@ -53,7 +53,7 @@ def test_removes_a_multiplication_by_one() -> None:
 
 
 def test_what_becomes_the_same_is_exported_once(tmp_path: Path) -> None:
-    net = trained(seeded(Twice), "Q8(w,f)", rows())
+    net = trained(seeded(Twice), "Q8(w,f)", rows(), HERE)
     assert fxc.export_onnx(net, tmp_path / "net.onnx", rows()).ok
 
 

@@ -95,10 +95,16 @@ def _files(task: Task, records: list[Mapping[str, Any]]) -> str:
             arm, f"{mean['file_bytes'] / 1e6:.3g}", f"{mean['file_bytes'] / mean['float_file_bytes']:.3f}",
             f"{mean['latency_ms']:.3g}", f"{mean['latency_ratio']:.2f}", f"{mean['megabits']:.3g}",
             *([f"{mean['density']:.3g}"] if density else []),
-            "–" if arm == "float" else "yes" if all(r["verified"] for r in mine) else "no",
+            "–" if arm == "float" else _verified(mine),
             "–" if arm == "float" else f"{100 * min(r['equal'] for r in mine):.1f} %",
         ])  # fmt: skip
     return _table(lines)
+
+
+def _verified(records: list[Mapping[str, Any]]) -> str:
+    if not all(r["verified"] for r in records):
+        return "no"
+    return "yes" if all(r.get("exact_kernels", True) for r in records) else "yes, unoptimized"
 
 
 def _is_number(value: object) -> bool:
