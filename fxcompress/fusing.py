@@ -1,52 +1,143 @@
-"""Pruners and the quantizers right behind them as one: the graph as it is run, and what stands in it for both."""
+"""The graph as it is run: activation functions, pruners and the quantizers right behind them are one call, and those of
+small weights are all one."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
 from torch.fx import Graph, Node
 
-from fxcompress.graph import submodule
+from fxcompress.aliasing import is_private
+from fxcompress.graph import submodule, writes_in_place
+from fxcompress.joint_calls import QuantizedActivation, QuantizedWeights, prune_and_quantize
+from fxcompress.known_scale import UNBOUNDED, Bounds
+from fxcompress.operators import RELU6S, RELUS, called
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
 
+SMALL = 2**16
+"""Elements of the largest weight that waits for others. Gradients of larger ones must not wait: where several processes
+train, they are sent meanwhile."""
 
-def prune_and_quantize(x: Tensor, pruner: Pruner, quantizer: Quantizer) -> Tensor:
-    """`quantizer(pruner(x))`, in passes over memory that do both where nothing looks between the two."""
-    if pruner.is_enabled and quantizer.is_enabled and not _looks(pruner) and not _looks(quantizer):
-        return quantizer.on_grid(x, pruner.fitting(x), pruner.is_dense and not pruner.is_frozen)
-    return quantizer(pruner(x))  # type: ignore[no-any-return]
+FUNCTIONS: dict[Bounds, Any] = {(0.0, UNBOUNDED[1]): F.relu, (0.0, 6.0): F.relu6}
+"""What bounds its input so, and nothing else."""
 
 
-def _looks(module: Pruner | Quantizer) -> bool:
-    if module.training and (module.observing or (isinstance(module, Quantizer) and module.plan.recalibrates)):
-        return True
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+@dataclass(frozen=True)
+class Row:
+    """A quantizer's node and those before it that nothing else reads; `start` is what they are computed from."""
+
+    function: Node | None
+    pruner: Node | None
+    quantizer: Node
+
+    @property
+    def start(self) -> Any:
+        """The input of the first."""
+        return (self.function or self.pruner or self.quantizer).args[0]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All there are, the last first."""
+        return [node for node in (self.quantizer, self.pruner, self.function) if node is not None]
 
 
 def fused(graph: Graph, net: nn.Module) -> Graph:
-    """`graph` with one call for each quantizer and the pruner before it, if nothing else reads the pruner; a copy."""
+    """A copy of `graph` with one call for each row, and one for the rows of all small weights. It calls the modules
+    that `net` has now."""
     copy = Graph(graph.owning_module)
     result = copy.graph_copy(graph, {})
     copy.output(result)
-    for node in [node for node in copy.nodes if _quantizes_pruned(node, net)]:
-        pruner: Node = node.args[0]
-        with copy.inserting_before(node):
-            modules = [copy.get_attr(str(n.target)) for n in (pruner, node)]
-            both = copy.call_function(prune_and_quantize, (pruner.args[0], *modules))
-        node.replace_all_uses_with(both)
-        copy.erase_node(node)
-        copy.erase_node(pruner)
+    rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
+    small = [row for row in rows if _is_small_weight(row, net)]
+    if len(small) > 1:
+        _join(copy, small, net)
+    for row in rows:
+        if (len(small) < 2 or row not in small) and len(row.nodes) > 1:
+            _replace(copy, row, net)
     return copy
 
 
-def _quantizes_pruned(node: Node, net: nn.Module) -> bool:
-    if not _calls(node, net, Quantizer) or len(node.all_input_nodes) != 1:
+def _row(quantizer: Node, net: Any) -> Row:
+    pruner = _only_read(quantizer)
+    if pruner is None or not _calls(pruner, net, Pruner):
+        pruner = None
+    function = _only_read(pruner or quantizer)
+    if function is not None and (_within(function, net) is None or _is_seen(function, net)):
+        function = None
+    return Row(function, pruner, quantizer)
+
+
+def _only_read(reader: Node) -> Node | None:
+    """What `reader` is computed from, if nothing else is."""
+    node = reader.args[0]
+    return node if isinstance(node, Node) and list(node.users) == [reader] else None
+
+
+def _is_seen(function: Node, net: Any) -> bool:
+    """Whether somebody sees that a function writes in place."""
+    return writes_in_place(net, function) and not is_private(net, function.args[0])
+
+
+def _within(node: Node, net: Any) -> Bounds | None:
+    """The bounds of a function that bounds its only input."""
+    what = called(net, node)
+    if len(node.all_input_nodes) != 1 or what not in RELUS | RELU6S:
+        return None
+    return (0.0, 6.0) if what in RELU6S else (0.0, UNBOUNDED[1])
+
+
+def _is_small_weight(row: Row, net: nn.Module) -> bool:
+    start = row.start
+    if not isinstance(start, Node) or start.op != "get_attr":
         return False
-    [pruner] = node.all_input_nodes
-    return _calls(pruner, net, Pruner) and len(pruner.users) == 1
+    owner, _, name = str(start.target).rpartition(".")
+    weight = submodule(net, owner)._parameters.get(name)
+    return weight is not None and weight.numel() <= SMALL
+
+
+def _join(graph: Graph, rows: list[Row], net: Any) -> None:
+    modules: Any = [(_module(row.pruner, net), _module(row.quantizer, net)) for row in rows]
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(first):
+        weights = tuple(graph.get_attr(str(row.start.target)) for row in rows)
+        all_of_them = graph.call_function(QuantizedWeights(modules), weights)
+    for i, row in enumerate(rows):
+        with graph.inserting_before(row.quantizer):
+            one = graph.call_function(operator.getitem, (all_of_them, i))
+        weight = row.start
+        _put(graph, row, one)
+        if not weight.users:
+            graph.erase_node(weight)
+
+
+def _replace(graph: Graph, row: Row, net: Any) -> None:
+    quantizer: Any = _module(row.quantizer, net)
+    with graph.inserting_before(row.quantizer):
+        if quantizer.of_activation:
+            within = None if row.function is None else _within(row.function, net)
+            function = _module(row.function, net) or (within and FUNCTIONS[within])
+            call = QuantizedActivation(function, within or UNBOUNDED, _module(row.pruner, net), quantizer)
+            one = graph.call_function(call, (row.start,))
+        else:
+            modules = [graph.get_attr(str(n.target)) for n in (row.pruner, row.quantizer) if n is not None]
+            one = graph.call_function(prune_and_quantize, (row.start, *modules))
+    _put(graph, row, one)
+
+
+def _put(graph: Graph, row: Row, one: Node) -> None:
+    row.quantizer.replace_all_uses_with(one)
+    for node in row.nodes:
+        graph.erase_node(node)
+
+
+def _module(node: Node | None, net: nn.Module) -> Any:
+    return submodule(net, str(node.target)) if node is not None and node.op == "call_module" else None
 
 
 def _calls(node: Node, net: nn.Module, kind: type[nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(submodule(net, str(node.target)), kind)
+    return isinstance(_module(node, net), kind)

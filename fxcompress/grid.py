@@ -108,7 +108,7 @@ class _FakeQuantize(torch.autograd.Function):
         low, high = ctx.grid.qmin - 0.5, ctx.grid.qmax + 0.5
         if torch.compiler.is_compiling():
             q = q.round() + (ctx.zero_point if ctx.is_known else zero_point)
-        elif ctx.is_known and _leaves_at_half(ctx.grid, ctx.zero_point):
+        elif ctx.is_known and leaves_at_half(ctx.grid, ctx.zero_point):
             low, high = low - ctx.zero_point, high - ctx.zero_point
         else:
             q = q.round_().add_(ctx.zero_point if ctx.is_known else zero_point)
@@ -118,7 +118,7 @@ class _FakeQuantize(torch.autograd.Function):
         return grad.to(grads[0].dtype), None, None, None, None, None
 
 
-def _leaves_at_half(grid: Grid, zero_point: int) -> bool:
+def leaves_at_half(grid: Grid, zero_point: int) -> bool:
     """Whether half a step beyond either end rounds to the even integer outside, so that nothing need be rounded."""
     return (grid.qmin - zero_point) % 2 == 1 and (grid.qmax - zero_point) % 2 == 1
 

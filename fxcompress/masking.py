@@ -24,7 +24,7 @@ def product(x: Tensor, mask: Tensor) -> Tensor:
     """`x * mask` in memory of its own, laid out as `x` is."""
     if torch.compiler.is_compiling():
         return x * mask
-    ones = _ones(x, mask)
+    ones = ones_of(x, mask)
     return ones.mul_(x) if mask.shape == x.shape else x * ones
 
 
@@ -35,7 +35,15 @@ def divided(x: Tensor, by: Tensor, mask: Tensor | None) -> Tensor:
     if mask.shape == x.shape or by.ndim or torch.compiler.is_compiling():
         return product(x, mask).div_(by)
     # By infinity where the mask is zero: zeros of the same signs in one pass less over all samples.
-    return torch.div(x, torch.div(by, _ones(x, mask)))
+    return torch.div(x, torch.div(by, ones_of(x, mask)))
+
+
+def ones_of(x: Tensor, mask: Tensor) -> Tensor:
+    """The mask as zeros and ones of `x`'s type, laid out as `x` or as a sample of it where it is as large."""
+    ones = mask.view(torch.uint8)
+    if mask.shape == x.shape:
+        return torch.empty_like(x).copy_(ones)
+    return torch.empty_like(x[:1]).copy_(ones) if mask.shape == x.shape[1:] else ones.to(x.dtype)
 
 
 def mask_(x: Tensor, mask: Tensor) -> Tensor:
@@ -43,7 +51,7 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return x * mask
     if mask.shape != x.shape:
-        return x.mul_(_ones(x, mask))
+        return x.mul_(ones_of(x, mask))
     ones = mask.view(torch.uint8)
     if x.numel() <= CHUNK:
         return x.mul_(ones)
@@ -52,14 +60,6 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
     for start in range(0, len(x), rows):
         x[start : start + rows].mul_(ones[start : start + rows])
     return x
-
-
-def _ones(x: Tensor, mask: Tensor) -> Tensor:
-    """The mask in `x`'s type, laid out as `x` or as a sample of it where it is as large."""
-    ones = mask.view(torch.uint8)
-    if mask.shape == x.shape:
-        return torch.empty_like(x).copy_(ones)
-    return torch.empty_like(x[:1]).copy_(ones) if mask.shape == x.shape[1:] else ones.to(x.dtype)
 
 
 class _Masked(torch.autograd.Function):

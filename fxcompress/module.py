@@ -230,6 +230,9 @@ class CompressedModule(GraphModule):
         rank has observed is its own until an event."""
         return [*(n for n, _ in self.named_buffers() if n.startswith(f"{COMPRESSION}.")), f"{COMPRESSION}.{MARK}"]
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise InputError("DataParallel cannot run a compressed net, which calls modules of one device; use DDP")
+
     def get_extra_state(self) -> torch.Tensor:
         """The schedule's step, so that a plain `state_dict` resumes it."""
         return self.schedule.counter if hasattr(self, "schedule") else torch.tensor(0)
@@ -249,7 +252,7 @@ class CompressedModule(GraphModule):
             path: [Variant(v.pattern, v.flags, copy.deepcopy(v.graph)) for v in variants]
             for path, variants in self._regions.items()
         }
-        _name_like(net, self)
+        type(net).__name__ = type(self).__name__
         net.recompile()
         return net
 
@@ -291,7 +294,3 @@ def _new(name: str) -> CompressedModule:
     net: CompressedModule = CompressedModule.__new__(CompressedModule)
     type(net).__name__ = name
     return net
-
-
-def _name_like(net: nn.Module, other: nn.Module) -> None:
-    type(net).__name__ = type(other).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.gates import gated
-from fxcompress.grid import Grid, broadcast, fake_quantize
+from fxcompress.grid import Grid, broadcast, fake_quantize, leaves_at_half
 from fxcompress.learned import gradient_scale, learned_quantize, positive, zero_point_of
 from fxcompress.masking import masked
 from fxcompress.observer import Observer
@@ -75,6 +75,10 @@ class Quantizer(nn.Module):
         self.observer = Observer(plan.calibration.range) if self.of_activation else None
         self.observing = False
         self.is_enabled = False
+        is_fixed = not (plan.learned or plan.grid.binary)
+        self.has_one_scale = is_fixed and self.of_activation
+        is_symmetric = plan.grid.symmetric and leaves_at_half(plan.grid, plan.grid.centre)
+        self.has_fixed_grid = is_fixed and is_symmetric and not self.of_activation
 
     @property
     def grid(self) -> Grid:
@@ -101,17 +105,17 @@ class Quantizer(nn.Module):
     def on_grid(self, x: Tensor, mask: Tensor | None = None, is_dense: bool = False) -> Tensor:
         """`x`, or `x * mask`, on the grid; `is_dense` as in `fake_quantize`."""
         scale, zero_point = self.chosen()
-        spread = self._spread(scale, x)
+        spread = self.spread(scale, x)
         if not self.plan.learned:
             # That of a symmetric weight is its grid's.
             is_known = self.grid.symmetric and not self.of_activation
-            zero = self.grid.centre if is_known else self._spread(zero_point, x)
+            zero = self.grid.centre if is_known else self.spread(zero_point, x)
             return fake_quantize(x, spread, zero, self.grid, mask, is_dense)
         if mask is not None:
             x = masked(x, mask, is_dense)
-        offset = None if self.grid.symmetric else self._spread(self.offset, x)
+        offset = None if self.grid.symmetric else self.spread(self.offset, x)
         g = gradient_scale(x, scale.numel(), self.of_activation, self.grid)
-        return learned_quantize(x, spread, self._spread(zero_point, x), offset, self.grid, g)
+        return learned_quantize(x, spread, self.spread(zero_point, x), offset, self.grid, g)
 
     def chosen(self) -> tuple[Tensor, Tensor]:
         """Scale, float32 and positive, and zero point, int32, as they act now."""
@@ -123,11 +127,12 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def clipped(self, x: Tensor) -> Tensor:
         """How many values of `x` round to an integer outside of the grid and saturate, int64 []."""
-        scale, zero_point = (self._spread(values, x) for values in self.chosen())
+        scale, zero_point = (self.spread(values, x) for values in self.chosen())
         q = torch.div(x.float(), scale).round_().add_(zero_point)
         return ((q < self.grid.qmin) | (q > self.grid.qmax)).sum()
 
-    def _spread(self, values: Tensor, x: Tensor) -> Tensor:
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        """Scales or zero points so that they broadcast against `x`."""
         return broadcast(values, self.axis, x.ndim, self.plan.block)
 
     @torch.no_grad()

@@ -10,20 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
+from fxcompress.aliasing import is_inplace, is_private
 from fxcompress.errors import PassError
-from fxcompress.operators import (
-    ADDS,
-    AVERAGE_POOLS,
-    MULS,
-    PRODUCTS,
-    RELU6S,
-    RELUS,
-    TRANSPOSED,
-    called,
-    is_activation,
-    is_product,
-    is_value_preserving,
-)
+from fxcompress.operators import TRANSPOSED, is_product
 
 SHAPED = ("permute", "reshape")
 """Methods that take a shape spread over their arguments."""
@@ -48,9 +37,6 @@ CONVOLUTION = LINEAR | {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 TRANSPOSED_CONVOLUTION = LINEAR | {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
 """Parameters of the products in order, and their defaults."""
 
-FRESH: frozenset[Any] = PRODUCTS | ADDS | MULS | RELUS | RELU6S | AVERAGE_POOLS
-"""Operators known to yield new memory when they are not in place."""
-
 
 @dataclass(frozen=True)
 class Canonicalize:
@@ -73,8 +59,8 @@ class Canonicalize:
         """Rename the targets."""
         calls = [n for n in gm.graph.nodes if n.op in ("call_function", "call_method")]
         todo = [(n, FUNCTION_OF[n.target]) for n in calls if n.target in FUNCTION_OF and not _differs(n)]
-        todo += [(n, OUT_OF_PLACE[n.target]) for n in calls if n.target in OUT_OF_PLACE and _is_private(gm, n.args[0])]
-        relus = [n for n in calls if n.target is F.relu and _is_inplace(n) and _is_private(gm, n.args[0])]
+        todo += [(n, OUT_OF_PLACE[n.target]) for n in calls if n.target in OUT_OF_PLACE and is_private(gm, n.args[0])]
+        relus = [n for n in calls if n.target is F.relu and is_inplace(n) and is_private(gm, n.args[0])]
         products = [n for n in calls if is_product(n) and n.kwargs]
         for node, function in todo:
             node.args = _with_one_shape(node)
@@ -114,22 +100,3 @@ def _by_position(product: Node) -> tuple[Any, ...]:
     given = dict(zip(parameters, product.args, strict=False)) | product.kwargs
     count = 1 + max(i for i, name in enumerate(parameters) if name in given)
     return tuple(given.get(name, default) for name, default in list(parameters.items())[:count])
-
-
-def _is_inplace(node: Node) -> bool:
-    return bool(node.kwargs.get("inplace")) or any(a is True for a in node.args[1:])
-
-
-def _is_private(gm: GraphModule, node: Any) -> bool:
-    """Whether nobody but its one user can see the memory of `node`'s value."""
-    while isinstance(node, Node) and len(node.users) == 1 and is_activation(node) and node.op != "placeholder":
-        if not (is_value_preserving(gm, node) or _may_alias(gm, node)):
-            return True
-        node = node.args[0]
-    return False
-
-
-def _may_alias(gm: GraphModule, node: Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
-    return called(gm, node) not in FRESH or _is_inplace(node)

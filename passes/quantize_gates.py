@@ -8,11 +8,11 @@ from typing import ClassVar, cast
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
+from fxcompress.aliasing import FRESH
 from fxcompress.errors import PassError
 from fxcompress.gates import GATE
 from fxcompress.graph import module_of, replace, site, writes_in_place
 from fxcompress.operators import SILUS, called, is_batch_norm
-from fxcompress.passes.canonicalize import FRESH
 from fxcompress.quantizer import Quantizer
 from fxcompress.sites import strip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fxcompress as fxc
-from fxcompress.fusing import fused, prune_and_quantize
+from fxcompress.fusing import fused
 from fxcompress.grid import Grid, fake_quantize
+from fxcompress.joint_calls import QuantizedActivation, QuantizedWeights
+from fxcompress.known_scale import UNBOUNDED, Bounds, Known, _ends, fake_quantize_known
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Plan, Quantizer
+from fxcompress.weight_group import Rounding, fake_quantize_all
 
 GRIDS = [
     *(Grid(bits, True, True, narrow=True) for bits in (2, 4, 8, 16)),
@@ -75,6 +79,104 @@ def test_values_and_gradients_are_those_of_the_formulas(case: Any, is_dense: boo
     assert torch.equal(found, gradient * simple(x.detach(), everything, scale, torch.as_tensor(zero), grid)[1])
 
 
+WITHIN = [UNBOUNDED, (0.0, torch.inf), (0.0, 6.0), (-3.0, 0.0), (-0.5, 0.25)]
+
+
+@given(cases(), st.sampled_from(WITHIN), st.booleans())
+def test_a_known_scale_gives_the_same_bits(case: Any, within: Bounds, has_mask: bool) -> None:
+    x, mask, scale, zero, grid = case
+    x, scale, zero = x.float(), scale.flatten()[0], torch.as_tensor(zero, dtype=torch.int32)
+    mask = mask if has_mask and mask.ndim < x.ndim else torch.ones(x.shape[1:], dtype=torch.bool)
+    x = x.requires_grad_()
+    known = Known(x, grid, within, (scale, zero, None), mask if has_mask else None)
+    bounded = x if within == UNBOUNDED else torch.nn.functional.hardtanh(x, *within)
+    expected = fake_quantize(bounded, scale, zero, grid, mask)
+    found = fake_quantize_known(x, known)
+    assert bits(found) == bits(expected)
+    gradient = torch.randn(x.shape)
+    assert torch.equal(*(torch.autograd.grad(y, x, gradient)[0] for y in (found, expected)))
+
+
+@given(st.floats(1e-30, 1e30), st.sampled_from(GRIDS), st.integers(0, 2**16))
+def test_the_gradient_ends_where_rounding_leaves_the_grid(scale: float, grid: Grid, zero: int) -> None:
+    zero_point = min(max(zero + grid.qmin, grid.qmin), grid.qmax)
+    s = np.float32(scale)
+    least, most, *_ = _ends(float(s), zero_point, grid, UNBOUNDED)
+    beside = np.array([np.nextafter(np.float32(end), np.float32(to)) for end, to in ((least, np.inf), (most, -np.inf))])
+    inside, outside = np.rint(beside / s) + zero_point, np.rint(np.array([least, most], np.float32) / s) + zero_point
+    assert inside.tolist() == [grid.qmin, grid.qmax]
+    assert outside[0] < grid.qmin
+    assert outside[1] > grid.qmax
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=5), st.integers(0, 99))
+def test_weights_together_are_what_each_is_alone(shapes: list[tuple[int, bool, bool]], seed: int) -> None:
+    torch.manual_seed(seed)
+    grid = Grid(4, True, True, narrow=True)
+    weights = [torch.randn(n, 3, 1, 2).requires_grad_() for n, *_ in shapes]
+    scales = [torch.rand(n, 1, 1, 1) / 4 + 0.05 for n, *_ in shapes]
+    masks = [torch.rand(n, 3, 1, 2) > 0.5 if has_mask else None for n, has_mask, _ in shapes]
+    how = [Rounding(s, -7, 7, None if m is None else m.view(torch.uint8)) for s, m in zip(scales, masks, strict=True)]
+    found = fake_quantize_all(weights, how)
+    for w, s, m, y, (_, _, is_used) in zip(weights, scales, masks, found, shapes, strict=True):
+        expected = fake_quantize(w, s, 0, grid, m)
+        assert bits(y) == bits(expected)
+        w.wanted = torch.autograd.grad(expected.square().sum(), w)[0] if is_used else None  # type: ignore[attr-defined]
+    used = [y.square().sum() for y, (*_, is_used) in zip(found, shapes, strict=True) if is_used]
+    if used:
+        sum(used).backward()  # type: ignore[union-attr]
+    for w in weights:
+        assert (w.grad is None) == (w.wanted is None)  # type: ignore[attr-defined]
+        assert w.grad is None or torch.equal(w.grad, w.wanted)  # type: ignore[attr-defined]
+
+
+def test_weights_together_have_a_second_derivative() -> None:
+    w, g = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+    mask = torch.tensor([[True, False, True]] * 2)
+    (y,) = fake_quantize_all([w], [Rounding(torch.full((2, 1), 0.1), -7, 7, mask.view(torch.uint8))])
+    [first] = torch.autograd.grad(y, w, g, create_graph=True)
+    [second] = torch.autograd.grad(first.sum(), g)
+    assert torch.equal(second, ((w.detach() / 0.1).round().abs() <= 7).float() * mask)
+
+
+@pytest.mark.parametrize("what", ["scale", "zero_point", "mask"])
+def test_what_is_written_from_outside_counts_at_once(what: str) -> None:
+    net, x = compressed(), torch.randn(4, 3, 8, 8)
+    net(x)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(getattr(module, what, None), Tensor) and module.of_activation:
+                getattr(module, what).copy_(getattr(module, what) * (2 if what == "scale" else 0))
+    assert torch.equal(net(x), apart(net)(x))
+
+
+def test_a_frozen_weight_gets_no_gradient_and_the_others_do() -> None:
+    net = compressed()
+    first = next(iter(net.parameters())).requires_grad_(False)
+    first.grad = None
+    net.zero_grad()
+    net(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert first.grad is None
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def test_what_writes_in_place_and_is_seen_is_called_alone() -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu, self.last = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            z = self.relu(y)
+            return self.last(z) + y.sum()  # of what the function left
+
+    torch.manual_seed(0)
+    net = on(fxc.compress(Seen(), SPEC, torch.randn(4, 3, 8, 8), total_steps=10))
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(net(x), apart(net)(x))
+
+
 def test_values_beyond_all_bounds_saturate() -> None:
     x = torch.tensor([torch.inf, -torch.inf, 3e38, -3e38, 1e30, 0.0, -0.0, -1e-30] * 5, requires_grad=True)
     grid, mask = Grid(8, True, True, narrow=True), torch.ones(40, dtype=torch.bool)
@@ -119,8 +221,9 @@ def apart(net: Any) -> Any:
 def test_a_net_computes_what_it_computes_one_after_the_other() -> None:
     net, x = compressed(), torch.randn(4, 3, 8, 8)
     twin = apart(net)
-    assert any(n.target is prune_and_quantize for n in fused(net.graph, net).nodes)
-    assert not any(n.target is prune_and_quantize for n in net.graph.nodes)
+    run = [type(n.target) for n in fused(net.graph, net).nodes]
+    assert run.count(QuantizedWeights) == 1
+    assert run.count(QuantizedActivation) == 2
     ys = [one(x) for one in (net, twin)]
     assert torch.equal(*ys)
     for one, y in zip((net, twin), ys, strict=True):
