@@ -61,22 +61,24 @@ def _prune(net: CompressedModule, units: list[Unit], events: list[Event], source
     """Choose the masks of what one rule prunes at one step, together where its scope is global."""
     rule, level = units[0].rule, events[0].value
     _refuse_unseen(net, units, events[0])
-    scored = []
-    for unit, event in zip(units, events, strict=True):
-        values: dict[str, Tensor] = {}
-        if event.kind == "weight":
-            values = {path: evaluate(net, sources[path]) for path in unit.pruners}
-        scored.append(unit.scores(net, values, f"{event.tensor} {event.step}"))
+    # One after the other: scores are as large as the weights, and held together only where they are compared.
+    scores = (_scores(net, unit, event, sources) for unit, event in zip(units, events, strict=True))
     if rule.scope == "global":
-        masks = kept_of_all(scored, level, rule.floor)
+        masks = kept_of_all(list(scores), level, rule.floor)
     else:
-        masks = [unit.choose(s, e.value) for unit, s, e in zip(units, scored, events, strict=True)]
+        masks = [unit.choose(next(scores), event.value) for unit, event in zip(units, events, strict=True)]
     for unit, event, mask in zip(units, events, masks, strict=True):
         unit.keep(net, mask)
         for pruner in unit.all_pruners(net):
             pruner.observing = False
             if event.is_last:
                 pruner.freeze()
+
+
+def _scores(net: CompressedModule, unit: Unit, event: Event, sources: Mapping[str, Any]) -> Tensor:
+    paths = unit.pruners if event.kind == "weight" else ()
+    values: dict[str, Tensor] = {path: evaluate(net, sources[path]) for path in paths}
+    return unit.scores(net, values, f"{event.tensor} {event.step}")
 
 
 def _refuse_unseen(net: CompressedModule, units: list[Unit], event: Event) -> None:

@@ -20,14 +20,7 @@ def evaluate(gm: GraphModule, node: Node, known: Mapping[Node, Tensor] | None = 
 
     Parameters that are split over ranks are put together, unless they are to stay `split`.
     """
-    values: dict[Node, Any] = dict(known or {})
-
-    def value(n: Node) -> Any:
-        if n not in values:
-            values[n] = _stored(gm, n, split) if n.op == "get_attr" else _compute(gm, n, value)
-        return values[n]
-
-    return value(node)
+    return _value(gm, node, dict(known or {}), split)
 
 
 def expression(node: Node) -> str:
@@ -42,8 +35,15 @@ def _stored(gm: GraphModule, node: Node, split: bool) -> Tensor:
     return tensor if split else whole(tensor)
 
 
-def _compute(gm: GraphModule, node: Node, value: Any) -> Any:
-    args, kwargs = map_arg((node.args, node.kwargs), value)
+def _value(gm: GraphModule, node: Node, values: dict[Node, Any], split: bool) -> Any:
+    # No function inside that calls itself: values, as large as the weights, would stay until the garbage is collected.
+    if node not in values:
+        values[node] = _stored(gm, node, split) if node.op == "get_attr" else _compute(gm, node, values, split)
+    return values[node]
+
+
+def _compute(gm: GraphModule, node: Node, values: dict[Node, Any], split: bool) -> Any:
+    args, kwargs = map_arg((node.args, node.kwargs), lambda n: _value(gm, n, values, split))
     if node.op == "call_module":
         return _call(gm.get_submodule(str(node.target)), args, kwargs)
     function: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target

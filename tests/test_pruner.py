@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import fxcompress as fxc
+from fxcompress.constants import evaluate
 from fxcompress.errors import InputError
 from fxcompress.masks import kept, zeros_in
 from fxcompress.pruner import Pruner
@@ -80,3 +85,17 @@ def test_the_bytes_that_compiled_nets_read_are_the_masks_own() -> None:
     assert torch.equal(other._bytes.bool(), other.mask) and reads_its_mask(other)
     other.mask.data = torch.zeros(2, 3, dtype=torch.bool)
     assert reads_its_mask(other)
+
+
+def test_an_event_leaves_nothing_of_the_weights_behind() -> None:
+    net = fxc.compress(nn.Sequential(nn.Linear(4, 4)), "P0.5(w) -> Q8(w,f)", torch.randn(2, 4), total_steps=10)
+    pruner = next(name for name, m in net.named_modules() if isinstance(m, Pruner))
+    gc.collect()
+    gc.disable()
+    try:
+        [node] = [n for n in net.graph.nodes if n.target == pruner]
+        net.get_submodule(pruner).enable()
+        pruned = weakref.ref(evaluate(net, node))
+        assert pruned() is None
+    finally:
+        gc.enable()

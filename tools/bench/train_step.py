@@ -5,8 +5,9 @@ Time: in one process the kinds take turns, a step each; the figure is the median
 median of the ratios within a turn, which other work on the machine moves least. `--clock cpu` counts the processor's
 time, which other processes do not take part in; it wants one thread.
 
-Memory (`--memory`): a process for each kind; the most it ever held (`ru_maxrss`) over what it held before the model
-was made, which is parameters, gradients, the optimizer's state, and what is kept for the way back.
+Memory (`--memory`): a process for each kind, from making the model to the last event and some steps on. `tensors` is
+the most that tensors held at once, by torch's profiler; `process` the most that the process ever held (`ru_maxrss`)
+over what it held before, with what Python and the allocator keep.
 
 Prints a Markdown table.
 """
@@ -23,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import fxcompress as fxc
 
@@ -49,14 +52,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--memory", choices=["tensors", "process"], help="peak memory instead of time")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore")
     if options.one:
-        print(json.dumps(_held(options.models[0], options.kinds[0])))
+        held = _held_by_tensors if options.memory == "tensors" else _held
+        print(json.dumps(held(options.models[0], options.kinds[0])))
         return
     measure = _memory if options.memory else _time
     rows = [row for name in options.models for row in measure(name, options)]
@@ -90,7 +94,7 @@ def _memory(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     found: dict[str, list[float]] = {}
     for kind in options.kinds:
         command = [sys.executable, __file__, "--one", "--models", name, "--kinds", kind,
-                   "--threads", str(options.threads)]  # fmt: skip
+                   "--threads", str(options.threads), "--memory", options.memory]  # fmt: skip
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         held = json.loads(done.stdout.splitlines()[-1])
         found |= {kind: [held]} if held else {}
@@ -105,6 +109,18 @@ def _held(name: str, kind: str) -> float:
     for _ in range(WARM_UP if step else 0):
         step()  # type: ignore[misc]
     return (_most() - before) / 1024
+
+
+def _held_by_tensors(name: str, kind: str) -> float:
+    """MiB of tensors at most at once."""
+    _warm_up()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step = _ready(name, kind)
+        for _ in range(WARM_UP if step else 0):
+            step()  # type: ignore[misc]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    sizes = (e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(accumulate(sizes)) / 2**20 if step else 0.0
 
 
 def _warm_up() -> None:
@@ -144,6 +160,7 @@ def _ready(name: str, kind: str) -> Callable[[], None] | None:
     if kind == "before":
         _hold(net)
     while kind.startswith("on") and net.schedule.pending():
+        optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
     step()
