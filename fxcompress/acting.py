@@ -66,7 +66,7 @@ def _prune(net: CompressedModule, units: list[Unit], events: list[Event], source
     if rule.scope == "global":
         masks = kept_of_all(list(scores), level, rule.floor)
     else:
-        masks = [unit.choose(next(scores), event.value) for unit, event in zip(units, events, strict=True)]
+        masks = [unit.choose(s, event.value) for unit, s, event in zip(units, scores, events, strict=True)]
     for unit, event, mask in zip(units, events, masks, strict=True):
         unit.keep(net, mask)
         for pruner in unit.all_pruners(net):

@@ -17,6 +17,8 @@ from fxcompress.operators import (
     is_activation,
     is_value_preserving,
 )
+from fxcompress.pruner import Pruner
+from fxcompress.quantizer import Quantizer
 
 FRESH: frozenset[Any] = PRODUCTS | ADDS | MULS | RELUS | RELU6S | AVERAGE_POOLS
 """Operators known to yield new memory when they are not in place."""
@@ -38,5 +40,6 @@ def is_private(gm: GraphModule, node: Any) -> bool:
 
 def _may_alias(gm: GraphModule, node: Node) -> bool:
     if node.op == "call_module":
-        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+        module = gm.get_submodule(str(node.target))
+        return isinstance(module, Pruner | Quantizer) or bool(getattr(module, "inplace", False))
     return called(gm, node) not in FRESH or is_inplace(node)

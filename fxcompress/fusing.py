@@ -53,12 +53,14 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
     result = copy.graph_copy(graph, {})
     copy.output(result)
     rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
-    small = [row for row in rows if _is_small_weight(row, net)]
-    if len(small) > 1:
-        _join(copy, small, net)
+    small: list[Row] = []
     for row in rows:
-        if (len(small) < 2 or row not in small) and len(row.nodes) > 1:
+        if _is_small_weight(row, net):
+            small.append(row)
+        elif len(row.nodes) > 1:
             _replace(copy, row, net)
+    if small:
+        _join(copy, small, net)
     return copy
 
 
@@ -75,7 +77,7 @@ def _row(quantizer: Node, net: Any) -> Row:
 def _only_read(reader: Node) -> Node | None:
     """What `reader` is computed from, if nothing else is."""
     node = reader.args[0]
-    return node if isinstance(node, Node) and list(node.users) == [reader] else None
+    return node if isinstance(node, Node) and len(node.users) == 1 else None
 
 
 def _is_seen(function: Node, net: Any) -> bool:

@@ -37,7 +37,9 @@ class QuantizedActivation:
     def _known(self, x: Tensor) -> Known | None:
         """What is known of scale and mask; None where each has to be called."""
         quantizer, pruner = self.quantizer, self.pruner
-        if not quantizer.is_enabled or not x.is_cpu or x.dtype is not torch.float32 or not quantizer.has_one_scale:
+        if not quantizer.is_enabled or not quantizer.has_one_scale:
+            return None
+        if type(x) is not Tensor or not x.is_cpu or x.dtype is not torch.float32:
             return None
         if (quantizer.training and quantizer.observing) or any(map(has_hooks, self.modules)):
             return None
@@ -50,6 +52,8 @@ class QuantizedActivation:
             mask = pruner._buffers["mask"]
         scale: Any = buffers["scale"]
         zero_point: Any = buffers["zero_point"]
+        if scale.is_inference() or (mask is not None and mask.is_inference()):
+            return None  # what changes them is not counted
         if self.known is None or not self.known.holds(x, scale, zero_point, mask):
             fitting = None if pruner is None else pruner.fitting(x)
             self.known = Known(x, quantizer.grid, self.within, (scale, zero_point, mask), fitting)

@@ -231,7 +231,7 @@ class CompressedModule(GraphModule):
         return [*(n for n, _ in self.named_buffers() if n.startswith(f"{COMPRESSION}.")), f"{COMPRESSION}.{MARK}"]
 
     def _replicate_for_data_parallel(self) -> Any:
-        raise InputError("DataParallel cannot run a compressed net, which calls modules of one device; use DDP")
+        raise InputError("DataParallel cannot run a compressed net; train with DistributedDataParallel instead")
 
     def get_extra_state(self) -> torch.Tensor:
         """The schedule's step, so that a plain `state_dict` resumes it."""

@@ -8,13 +8,12 @@ from typing import ClassVar, cast
 import torch.nn.functional as F
 from torch.fx import GraphModule, Node
 
-from fxcompress.aliasing import FRESH
+from fxcompress.aliasing import is_private
 from fxcompress.errors import PassError
 from fxcompress.gates import GATE
 from fxcompress.graph import module_of, replace, site, writes_in_place
-from fxcompress.operators import SILUS, called, is_batch_norm
+from fxcompress.operators import SILUS, called
 from fxcompress.quantizer import Quantizer
-from fxcompress.sites import strip
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,7 @@ def _is_between_quantizers(gm: GraphModule, node: Node) -> bool:
     quantizers = [module_of(gm, n) for n in (x, user)]
     if not all(isinstance(q, Quantizer) and q.grid.bits <= GATE.bits for q in quantizers) or len(user.args) > 1:
         return False
-    return not writes_in_place(gm, node) or _is_private(gm, x)
-
-
-def _is_private(gm: GraphModule, quantizer: Node) -> bool:
-    """Whether nobody but its one user sees the memory of a quantizer's output, which may be its input itself."""
-    source = strip(gm, quantizer)
-    is_fresh = is_batch_norm(gm, source) or source.target in FRESH
-    return is_fresh and not writes_in_place(gm, source) and len(source.users) == len(quantizer.users) == 1
+    return not writes_in_place(gm, node) or is_private(gm, x)
 
 
 def _owner(gm: GraphModule, function: Node) -> tuple[str, str]:

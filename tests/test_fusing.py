@@ -11,9 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import fxcompress as fxc
+from fxcompress.errors import InputError
 from fxcompress.fusing import fused
 from fxcompress.grid import Grid, fake_quantize
 from fxcompress.joint_calls import QuantizedActivation, QuantizedWeights
@@ -277,3 +279,41 @@ def test_checkpoints_recompute_the_same(reentrant: bool) -> None:
         grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
     assert len(grads[0]) == len(grads[1]) > 0
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_in_place_on_a_quantizer_that_is_off_is_seen_by_who_reads_its_input() -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.relu = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            return self.relu(y.mul(1.5)) + y
+
+    torch.manual_seed(0)
+    net = on(fxc.compress(Seen(), SPEC, torch.randn(4, 3, 8, 8), total_steps=10))
+    for name, module in net.named_modules():
+        if isinstance(module, Quantizer) and "mul" in name:
+            module.release()
+    x = torch.randn(4, 3, 8, 8)
+    assert torch.equal(net(x), apart(net)(x))
+
+
+def test_tensors_that_count_no_changes_compute_the_same() -> None:
+    net, x = compressed().eval(), torch.randn(4, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(net)(x), net(x))
+
+
+def test_tensors_without_data_leave_nothing_behind() -> None:
+    net, x = compressed().eval(), torch.randn(4, 3, 8, 8)
+    expected = apart(net)(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert net(mode.from_tensor(x)).shape == expected.shape
+    assert torch.equal(net(x), expected)
+
+
+def test_data_parallel_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="train with DistributedDataParallel"):
+        compressed()._replicate_for_data_parallel()
