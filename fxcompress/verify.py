@@ -47,7 +47,11 @@ def verify(net: CompressedModule, path: str | os.PathLike[str], inputs: Any = No
     if not path.is_file():
         raise VerifyError(f"no file '{path}'; export the net first")
     feeds = bind_example(net, inputs)
-    graph = lower(fitted(net, feeds)).cpu()
+    return verify_lowered(net, lower(fitted(net, feeds)).cpu(), path, feeds)
+
+
+def verify_lowered(net: CompressedModule, graph: GraphModule, path: Path, feeds: Mapping[str, Any]) -> Verification:
+    """`verify` for inputs by name, with the lowered graph of `net`, which becomes one of integer products."""
     names = quantized_names(graph)
     run(graph, [IntegerProducts()])
     model = _read(path)

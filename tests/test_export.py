@@ -455,3 +455,29 @@ def test_a_large_bias_of_16_bit_products_is_not_saturated(tmp_path: Path) -> Non
     found = fxc.export_onnx(trained({"rules": [rule]}, model), tmp_path / "net.onnx")
     assert found.ok
     assert max(found.outputs[0].largest) <= 64  # of 65536 steps
+
+
+class InPlace(nn.Module):
+    """One activation that writes in place, called where its input is seen afterwards and where it is not."""
+
+    def __init__(self, is_seen: bool) -> None:
+        super().__init__()
+        self.is_seen = is_seen
+        self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.LeakyReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        z = self.b(self.act(y))
+        return y * 2 + z if self.is_seen else self.act(z) * 2
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_what_writes_in_place_exports_as_trained(is_seen: bool, tmp_path: Path) -> None:
+    net = trained("P0.5(w) -> Q8(w)", InPlace(is_seen))
+    x = torch.randn(SHAPE)
+    assert fxc.export_onnx(net, tmp_path / "net.onnx", x).ok
+    assert net.eval().act.inplace
+    run = session(tmp_path / "net.onnx", optimized=False).run(None, {"x": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(run[0], net(x.clone()).numpy(), rtol=1e-4, atol=1e-5)
