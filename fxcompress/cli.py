@@ -11,8 +11,12 @@ from importlib import metadata
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fxcompress.errors import FxCompressError
+
+if TYPE_CHECKING:  # imports torch, which takes seconds
+    from fxcompress.module import CompressedModule
 
 DISAGREES = 1
 FAILED = 2
@@ -133,18 +137,17 @@ def _run_plan(chosen: argparse.Namespace) -> None:
     console.print("\n".join(bars(tracks(phases), length)))
 
 
-def _add_verify(parser: argparse.ArgumentParser) -> None:
+def _add_net(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="module:function, which returns the model that was compressed")
     parser.add_argument("net", type=Path, help="what fxcompress.save wrote of the trained net")
-    parser.add_argument("file", type=Path, help="the ONNX file")
     parser.add_argument(
         "--inputs", type=Path, help="an .npz or .pt file of inputs, instead of the net's example inputs"
     )
-    parser.add_argument("--html", type=Path, help="write the comparison to this file too, with plots")
 
 
-def _run_verify(chosen: argparse.Namespace) -> int:
-    from fxcompress import load, verify
+def _load_net(chosen: argparse.Namespace) -> tuple[CompressedModule, Any]:
+    """The net, and the inputs to run it on; but first see that the page may be written."""
+    from fxcompress import load
     from fxcompress.files import writable
     from fxcompress.loading import inputs_from, model_from
 
@@ -152,7 +155,20 @@ def _run_verify(chosen: argparse.Namespace) -> int:
         writable(chosen.html)
     inputs = inputs_from(chosen.inputs) if chosen.inputs else None
     model, example_inputs = model_from(chosen.model)
-    found = verify(load(chosen.net, model, example_inputs), chosen.file, inputs)
+    return load(chosen.net, model, example_inputs), inputs
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _add_net(parser)
+    parser.add_argument("file", type=Path, help="the ONNX file")
+    parser.add_argument("--html", type=Path, help="write the comparison to this file too, with plots")
+
+
+def _run_verify(chosen: argparse.Namespace) -> int:
+    from fxcompress import verify
+
+    net, inputs = _load_net(chosen)
+    found = verify(net, chosen.file, inputs)
     if chosen.html:
         found.to_html(chosen.html)
     print(found)
@@ -160,23 +176,15 @@ def _run_verify(chosen: argparse.Namespace) -> int:
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="module:function, which returns the model that was compressed")
-    parser.add_argument("net", type=Path, help="what fxcompress.save wrote of the trained net")
+    _add_net(parser)
     parser.add_argument("--html", type=Path, help="write the page to this file too")
     parser.add_argument("--file", type=Path, help="the ONNX file, to be verified for the page")
-    parser.add_argument("--inputs", type=Path, help="an .npz or .pt file of inputs, instead of the example inputs")
 
 
 def _run_report(chosen: argparse.Namespace) -> None:
-    from fxcompress import load, report, verify, write_report
-    from fxcompress.files import writable
-    from fxcompress.loading import inputs_from, model_from
+    from fxcompress import report, verify, write_report
 
-    if chosen.html:
-        writable(chosen.html)
-    inputs = inputs_from(chosen.inputs) if chosen.inputs else None
-    model, example_inputs = model_from(chosen.model)
-    net = load(chosen.net, model, example_inputs)
+    net, inputs = _load_net(chosen)
     report(net)
     if chosen.html:
         verification = verify(net, chosen.file, inputs) if chosen.file else None
