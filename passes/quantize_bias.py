@@ -14,7 +14,10 @@ from fxcompress.grid import broadcast
 from fxcompress.integer import per_output_channel
 from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_product, weight_of
 from fxcompress.placement import LARGEST, adds_in_int32, grid_of, room_for_bias, stored_integers
-from fxcompress.qdq import DEQUANTIZE
+from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
+
+HALF = 0.5
+"""Of a step of the output: what rounding there moves values by anyway."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class QuantizeBias:
     """Store biases as int32 on the grid of their product's sums, scale(input) scale(weight).
 
     Where a bias would leave int32, the weight's scale in that channel is raised until it fits and its integers are
-    rounded anew; the change is noted in `gm.meta["notes"]`.
+    rounded anew; the change is noted in `gm.meta["notes"]`, and so is rounding that moves the output by steps of its own.
 
     Before:  %fc = linear(%x_quantizer, %fc_weight_quantizer, %fc_bias)
     After:   %fc_bias_1 = dequantize(%fc_bias_integers, %fc_bias_scale, None, 0)
@@ -71,11 +74,37 @@ def _quantize_bias(gm: GraphModule, product: Node) -> None:
     scale = _weight_scale_that_fits(gm, product, bias, input_scale)
     bias_scale = (input_scale * per_output_channel(scale, len(bias))).clamp(min=torch.finfo(torch.float32).tiny)
     bias_scale = bias_scale.expand_as(bias).clone()
-    _store(gm, product, bias, bias_scale)
+    _note_coarse(gm, product, (_store(gm, product, bias, bias_scale) - bias.double()).abs())
 
 
-def _store(gm: GraphModule, product: Node, bias: Tensor, scale: Tensor | None) -> None:
-    """Store `bias` as int32 on a grid of this scale; None: of its own, fine enough for its largest value."""
+def _note_coarse(gm: GraphModule, product: Node, moved: Tensor) -> None:
+    """Say where a bias was `moved` by more than half a step of the quantizer behind: training did not see that. Batch norm
+    makes the steps of the sums so large where a channel's inputs are nearly dead."""
+    if (step := _output_step(gm, product)) is None:
+        return
+    steps = moved / step
+    if channels := int((steps > HALF).sum()):
+        gm.meta.setdefault("notes", []).append(
+            f"'{site(product)}': the bias of {channels} channels is rounded by up to {float(steps.max()):.1f} steps of the "
+            "output, since the steps of its sums are larger; the file differs from the trained net there"
+        )
+
+
+def _output_step(gm: GraphModule, product: Node) -> float | None:
+    """The scale of the quantizer that alone reads a product, behind functions of one input."""
+    node = product
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.target is QUANTIZE_DEQUANTIZE:
+            return float(tensor_at(gm, str(node.args[1].target)))  # type: ignore[union-attr]
+        if len(node.all_input_nodes) != 1:
+            return None
+    return None
+
+
+def _store(gm: GraphModule, product: Node, bias: Tensor, scale: Tensor | None) -> Tensor:
+    """Store `bias` as int32 on a grid of this scale; None: of its own, fine enough for its largest value. Returns what
+    is stored, float64."""
     if scale is None:
         scale = (bias.abs().amax() / 2**30).clamp(min=torch.finfo(torch.float32).tiny).expand_as(bias).clone()
     integers = torch.round(bias.double() / scale.double()).clamp(-LARGEST, LARGEST).to(torch.int32)
@@ -83,6 +112,7 @@ def _store(gm: GraphModule, product: Node, bias: Tensor, scale: Tensor | None) -
     dequantized = insert_function_before(gm, product, DEQUANTIZE, (*nodes, None, 0), f"{product.name}_bias")
     product.args = (*product.args[:2], dequantized, *product.args[3:])
     product.kwargs = {k: v for k, v in product.kwargs.items() if k != "bias"}
+    return integers * scale.double()
 
 
 def _weight_scale_that_fits(gm: GraphModule, product: Node, bias: Tensor, input_scale: Tensor) -> Tensor:

@@ -299,6 +299,24 @@ def test_a_bias_beyond_int32_is_noted(tmp_path: Path) -> None:
     assert found.ok
 
 
+def test_a_bias_on_steps_larger_than_the_output_s_is_noted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    depthwise = nn.Conv2d(4, 4, 3, groups=4, bias=False)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), depthwise, nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    net = fxc.compress(model, "Q8(w,f)@1", torch.randn(SHAPE), total_steps=2)
+    for _ in range(2):
+        net(torch.randn(SHAPE))
+        net.schedule.step()
+    quiet = fxc.export_onnx(net, tmp_path / "quiet.onnx")
+    assert not any("steps of the output" in note for note in quiet.notes)
+    with torch.no_grad():
+        net.get_submodule("2").running_var[1] = 0.0  # as behind a channel that is dead
+        net.get_submodule("2").weight[1] = 8.0
+    found = fxc.export_onnx(net, tmp_path / "net.onnx")
+    assert any("'1': the bias of 1 channels is rounded by up to" in note for note in found.notes)
+    assert found.ok
+
+
 def test_a_raised_bias_leaves_room_for_the_sums(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 1))
     with torch.no_grad():
