@@ -12,7 +12,18 @@ from torch.fx import GraphModule, Node
 from fxcompress.graph import insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
 from fxcompress.integer import per_output_channel
-from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_product, weight_of
+from fxcompress.operators import (
+    PRODUCTS,
+    RELU6S,
+    RELUS,
+    bias_of,
+    called,
+    channel_axis,
+    input_of,
+    is_product,
+    is_value_preserving,
+    weight_of,
+)
 from fxcompress.placement import LARGEST, adds_in_int32, grid_of, room_for_bias, stored_integers
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE
 
@@ -91,13 +102,13 @@ def _note_coarse(gm: GraphModule, product: Node, moved: Tensor) -> None:
 
 
 def _output_step(gm: GraphModule, product: Node) -> float | None:
-    """The scale of the quantizer that alone reads a product, behind functions of one input."""
+    """The scale of the quantizer that alone reads a product, behind what keeps values or cuts them off."""
     node = product
     while len(node.users) == 1:
         (node,) = node.users
         if node.target is QUANTIZE_DEQUANTIZE:
             return float(tensor_at(gm, str(node.args[1].target)))  # type: ignore[union-attr]
-        if len(node.all_input_nodes) != 1:
+        if not (is_value_preserving(gm, node) or called(gm, node) in RELUS | RELU6S):
             return None
     return None
 
