@@ -69,7 +69,8 @@ AFTER = """
 
 def test_transposes_integers() -> None:
     gm = after(FROZEN, trained(seeded(Product), "Q8(w)@1", rows()))
-    check_pass(gm, RearrangeWeights(), before=BEFORE, after=AFTER, example=rows())
+    # The product stays in float, and a matrix that lies otherwise may be added up in another order.
+    check_pass(gm, RearrangeWeights(), before=BEFORE, after=AFTER, example=rows(), tolerance=1e-6)
 
 
 def test_splits_and_joins_integers_with_their_scales() -> None:
