@@ -32,11 +32,12 @@ share of the grid: a runtime that sums in float32 is off by up to this much wher
 
 @dataclass(frozen=True)
 class Reference:
-    """A frozen graph on given inputs: its quantized tensors with nothing replaced, how wide ties are at each, and the
-    constants that the file stores otherwise, as it stores them."""
+    """A frozen graph on given inputs: its outputs and quantized tensors with nothing replaced, how wide ties are at
+    each, and the constants that the file stores otherwise, as it stores them."""
 
     graph: GraphModule
     feeds: Mapping[str, Any]
+    outputs: Any
     end_to_end: Mapping[Node, Tensor]
     tie_width: Mapping[Node, float]
     changed: Mapping[str, Tensor]
@@ -49,10 +50,10 @@ def reference_of(graph: GraphModule, model: onnx.ModelProto, feeds: Mapping[str,
     def keep(node: Node, seen: Seen) -> None:
         end_to_end[node] = seen.integers
 
-    Layers(graph, keep).over(feeds)
+    outputs = Layers(graph, keep).over(feeds)
     behind = _behind_island(graph)
     widths = {node: 1.0 if node in behind else _tie_width(node) for node in end_to_end}
-    return Reference(graph, feeds, end_to_end, widths, dict(_changed_constants(graph, model)))
+    return Reference(graph, feeds, outputs, end_to_end, widths, dict(_changed_constants(graph, model)))
 
 
 def _tie_width(node: Node) -> float:
@@ -128,9 +129,15 @@ def _explain(
 def _agrees(seen: Seen, theirs: Tensor, tie_width: float) -> Tensor:
     """Where integers are equal or differ by a rounding tie: between two neighbours a runtime may take either where the
     value lies at their middle."""
-    difference = theirs - seen.integers
-    middle = seen.integers + difference / 2
-    return (difference == 0) | ((difference.abs() == 1) & ((seen.steps - middle).abs() <= tie_width))
+    agrees = theirs == seen.integers
+    differs = ~agrees
+    if not bool(differs.any()):
+        return agrees
+    ours = seen.integers[differs]
+    difference = theirs[differs] - ours
+    steps = seen.ratio[differs].double() + seen.zero_point
+    is_tie = (difference.abs() == 1) & ((steps - (ours + difference / 2)).abs() <= tie_width)
+    return agrees.masked_scatter_(differs, is_tie)
 
 
 def _tensor(integers: np.ndarray) -> Tensor:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from fxcompress import files
 from fxcompress.aliasing import is_private
 from fxcompress.errors import ExportError
+from fxcompress.exporter import optimize, program_of
 from fxcompress.files import whole_folder, writable
 from fxcompress.frozen import lower
 from fxcompress.graph import writes_in_place
@@ -32,6 +29,7 @@ from fxcompress.onnx_types import Types, integers_of, narrow_types, refuse_types
 from fxcompress.operators import COPIES, MOVES, VIEWS, called
 from fxcompress.runtime import session
 from fxcompress.sizes import fitted
+from fxcompress.stored import as_floats, as_integers
 from fxcompress.targets import TARGETS
 from fxcompress.verify import Verification, verify_lowered
 
@@ -101,26 +99,27 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic
     examples = {k: inputs[k] for k in places if k in inputs and flat_tensors({k: inputs[k]})}
     _drop_other_inputs(lowered, set(examples))
     _write_anew(lowered)
+    with_floats, floats = as_floats(lowered)
     if dynamic_batch:
         examples = tree_map_only(torch.Tensor, _at_least_two, examples)
     batch = torch.export.Dim("batch")
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                lowered,
-                kwargs=examples,
-                dynamo=True,
-                verbose=False,
-                opset_version=types.opset,
-                dynamic_shapes=tree_map(lambda x: _free(x, batch), examples) if dynamic_batch else None,
-                input_names=list(flat_tensors(examples)),
-                custom_translation_table=translations(types),
-                output_names=output_names(lowered),
-            )
-        except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(_why(error, dynamic_batch)) from error
-    assert program is not None
+    try:
+        program = program_of(
+            with_floats,
+            examples,
+            opset_version=types.opset,
+            dynamic_shapes=tree_map(lambda x: _free(x, batch), examples) if dynamic_batch else None,
+            input_names=list(flat_tensors(examples)),
+            custom_translation_table=translations(types),
+            optimize=False,  # once stored tensors are integers again
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(_why(error, dynamic_batch)) from error
+    as_integers(program.model, lowered, floats)
+    optimize(program)
     model: ir.Model = program.model
+    for value, name in zip(model.graph.outputs, output_names(lowered), strict=True):
+        value.name = name
     if model.opset_imports.get("") != types.opset:
         raise ExportError(
             f"opset {types.opset} was asked for and PyTorch's exporter wrote {model.opset_imports.get('')}; "
@@ -258,17 +257,3 @@ def _free(x: Any, batch: Any) -> dict[int, Any] | None:
 def _at_least_two(x: torch.Tensor) -> torch.Tensor:
     # An axis of length one would be exported as a constant.
     return torch.cat([x, x]) if x.ndim and len(x) == 1 else x
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what PyTorch's exporter warns about its own code, and that torchvision is not there."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

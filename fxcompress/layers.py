@@ -21,10 +21,11 @@ from fxcompress.qdq import QUANTIZE_DEQUANTIZE
 
 @dataclass(frozen=True)
 class Seen:
-    """A quantized tensor as the graph computes it: `steps` (float64, x / scale + zero point, not rounded) and
-    `integers` (int32, rounded and clipped)."""
+    """A quantized tensor as the graph computes it: `ratio` (float32, x / scale), the zero point, and `integers` (int32,
+    rounded and clipped)."""
 
-    steps: Tensor
+    ratio: Tensor
+    zero_point: Tensor
     integers: Tensor
 
 
@@ -66,9 +67,9 @@ class Layers(Interpreter):
             stored = torch.iinfo(zero_point.dtype)
             qmin, qmax = stored.min, stored.max
         zero = zero_point.to(torch.int32)
-        steps = torch.div(x, scale).double()
-        ours = (torch.round(steps) + zero).clamp(qmin, qmax).to(torch.int32)
-        self.see(n, Seen(steps + zero, ours))
+        ratio = torch.div(x, scale)
+        ours = torch.round(ratio).add_(zero).clamp_(qmin, qmax).to(torch.int32)
+        self.see(n, Seen(ratio, zero, ours))
         theirs = self.replacements.get(n)
         integers = ours if theirs is None else torch.from_numpy(theirs.astype(np.int32))
         values: Tensor = (integers - zero).float() * scale

@@ -67,7 +67,7 @@ def verify_lowered(net: CompressedModule, graph: GraphModule, path: Path, feeds:
         file_bytes=path.stat().st_size,
         runtimes=tuple(r.runtime for r in runs),
         tensors=tensors,
-        outputs=_compare_outputs(evaluation_copy(net).cpu(), graph, feeds, runs),
+        outputs=_compare_outputs(evaluation_copy(net).cpu(), reference, runs),
         float_operators=float_ops,
         integer_operators=integer_ops,
         mask_bytes=mask_bytes,
@@ -126,15 +126,15 @@ def _on_saturation(tensors: Sequence[TensorComparison]) -> Iterator[str]:
         )
 
 
-def _compare_outputs(
-    trained: GraphModule, reference: GraphModule, feeds: Mapping[str, Any], runs: Sequence[Run]
-) -> tuple[OutputComparison, ...]:
-    ours, theirs = _outputs(reference, feeds), _outputs(trained, feeds)
-    nodes = reference.graph.output_node().all_input_nodes
+def _compare_outputs(trained: GraphModule, reference: Reference, runs: Sequence[Run]) -> tuple[OutputComparison, ...]:
+    with torch.no_grad():
+        theirs = _tensors(trained(*positional(trained.graph, reference.feeds)))
+    ours = _tensors(reference.outputs)
+    nodes = reference.graph.graph.output_node().all_input_nodes
     rows = []
-    for i, name in enumerate(output_names(reference)):
+    for i, name in enumerate(output_names(reference.graph)):
         on_grid = nodes[i].target is QUANTIZE_DEQUANTIZE if i < len(nodes) else False
-        unit = _scale(reference, nodes[i]) if on_grid else float(ours[i].abs().max()) * 2.0**-23 or 1.0
+        unit = _scale(reference.graph, nodes[i]) if on_grid else float(ours[i].abs().max()) * 2.0**-23 or 1.0
         found = []
         for one in runs:
             gap = np.abs(ours[i].numpy() - one.outputs[i]) / unit
@@ -145,9 +145,7 @@ def _compare_outputs(
     return tuple(rows)
 
 
-def _outputs(gm: GraphModule, feeds: Mapping[str, Any]) -> list[Tensor]:
-    with torch.no_grad():
-        value = gm(*positional(gm.graph, feeds))
+def _tensors(value: Any) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor)]
 
 
