@@ -107,7 +107,7 @@ class _Arm:
         def watched() -> Any:
             nonlocal digest
             model, optimizer = _built(build)
-            digest = _digest(model)
+            digest = digest_of(model)
             if weights.get(seed, digest) != digest:
                 raise CompareError(_other_weights(self.name, seed))
             return model, optimizer
@@ -197,8 +197,8 @@ def _count_steps(optimizer: torch.optim.Optimizer) -> list[int]:
     return counted
 
 
-def _digest(model: nn.Module) -> str:
-    """Of all weights and buffers."""
+def digest_of(model: nn.Module) -> str:
+    """Sixteen hexadecimal digits of all weights and buffers, to tell whether models began alike."""
     made = hashlib.sha256()
     for name, value in model.state_dict().items():
         made.update(name.encode())

@@ -1,5 +1,5 @@
-"""The graph as it is run: activation functions, pruners and the quantizers right behind them are one call, and those of
-small weights are all one."""
+"""The graph as it is run: an activation's quantizer, and the function and the pruner right before it, are one call, and
+those of small weights are all one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
     for row in rows:
         if _is_small_weight(row, net):
             small.append(row)
-        elif len(row.nodes) > 1:
+        elif len(row.nodes) > 1 or _module(row.quantizer, net).of_activation:
             _replace(copy, row, net)
     if small:
         _join(copy, small, net)

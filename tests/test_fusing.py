@@ -225,7 +225,7 @@ def test_a_net_computes_what_it_computes_one_after_the_other() -> None:
     twin = apart(net)
     run = [type(n.target) for n in fused(net.graph, net).nodes]
     assert run.count(QuantizedWeights) == 1
-    assert run.count(QuantizedActivation) == 2
+    assert run.count(QuantizedActivation) == 4
     ys = [one(x) for one in (net, twin)]
     assert torch.equal(*ys)
     for one, y in zip((net, twin), ys, strict=True):

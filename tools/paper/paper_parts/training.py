@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 import fxcompress as fxc
+from fxcompress.compare import digest_of
 from fxcompress.files import whole
 from paper_parts.processes import any_of_all, average_gradients, rank
-from paper_parts.task import Parts, Task
+from paper_parts.task import Task
 
 SAVE_EVERY = 300.0
 """Seconds between checkpoints."""
@@ -39,7 +39,7 @@ class Training:
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         self.parts = self.task.build()
-        self.digest = digest(self.parts)
+        self.digest = digest_of(nn.ModuleDict(self.parts.modules()))
         for module in self.parts.modules().values():
             module.to(self.device).train()
         if self.spec is not None:
@@ -117,17 +117,3 @@ class Training:
         return {
             "modules": self.parts.modules(), "optimizers": self.parts.optimizers, "schedulers": self.schedulers,
         }[kind]  # fmt: skip
-
-
-def digest(parts: Parts) -> str:
-    """Of all weights and buffers, to tell whether arms began alike."""
-    made = hashlib.sha256()
-    for name, module in parts.modules().items():
-        _add(made, name, module)
-    return made.hexdigest()[:16]
-
-
-def _add(made: Any, name: str, module: nn.Module) -> None:
-    for key, value in module.state_dict().items():
-        made.update(f"{name}.{key}".encode())
-        made.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
