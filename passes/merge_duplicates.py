@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
@@ -51,6 +52,8 @@ REPEATABLE = (
 )
 """Operators known to yield the same for the same inputs in evaluation, besides what `torch.nn` has."""
 _LIBRARY = ("torch.nn.modules.", "torch.nn.functional", "torch._C._nn")
+_OF_TRAINING = ("training", "momentum", "num_batches_tracked", "inplace")
+"""What of a module plays no part in evaluation."""
 _DRAWS = ("dropout", "fractional", "rrelu", "gumbel")
 
 
@@ -58,7 +61,7 @@ _DRAWS = ("dropout", "fractional", "rrelu", "gumbel")
 class MergeDuplicates:
     """Compute once what is computed twice from the same inputs, as PyTorch's exporter does, but where passes see it.
 
-    Constants of equal value count as one.
+    Constants of equal value count as one, and so do modules of equal classes, settings and tensors.
 
     Before:  %flatten = flatten(%x_quantizer, 1)
              %flatten_1 = flatten(%x_quantizer, 1)
@@ -106,7 +109,8 @@ def _key(gm: GraphModule, node: Node) -> Any:
         return None
     if any(is_written(gm, n) for n in (node, *node.all_input_nodes)):
         return None
-    return (node.op, node.target, repr(node.args), repr(node.kwargs))
+    what = _module(gm.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+    return (node.op, what, repr(node.args), repr(node.kwargs))
 
 
 def _is_repeatable(gm: GraphModule, node: Node) -> bool:
@@ -124,7 +128,19 @@ def _is_of_library(what: Any) -> bool:
 def _content(gm: GraphModule, node: Node) -> Any:
     # Constants are equal by value: the exporter stores them once, whatever their names are.
     value: Any = tensor_at(gm, str(node.target))
-    if not isinstance(value, torch.Tensor):
-        return (node.op, node.target)
-    data = value.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return (node.op, value.dtype, value.shape, hashlib.sha256(data.numpy().tobytes()).digest())
+    return (node.op, _value(value) if isinstance(value, torch.Tensor) else node.target)
+
+
+def _value(tensor: Tensor) -> Any:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return (tensor.dtype, tensor.shape, hashlib.sha256(data.numpy().tobytes()).digest())
+
+
+def _module(module: nn.Module) -> Any:
+    """What a module computes in evaluation: the classes, settings and tensors of it and of all inside."""
+    found: list[Any] = []
+    for name, part in module.named_modules():
+        settings = {k: v for k, v in vars(part).items() if not k.startswith("_") and k not in _OF_TRAINING}
+        tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+        found.append((name, type(part), repr(settings), *((k, _value(t)) for k, t in tensors if k not in _OF_TRAINING)))
+    return tuple(found)

@@ -39,6 +39,17 @@ class Twice(nn.Module):
         return F.linear(self.table(x), self.table.weight), self.table.weight
 
 
+class Heads(nn.Module):
+    """Two classifiers of the same features, each with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x)
+
+
 @pytest.fixture
 def decompositions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A program for each time that one is decomposed."""
@@ -105,3 +116,11 @@ def test_a_stored_tensor_that_is_read_in_every_way_is_stored_once(tmp_path: Path
     stored = [i for i in model.graph.initializer if list(i.dims) == [7, 4]]
     assert found.ok and [i.data_type for i in stored] == [onnx.TensorProto.INT8]
     assert not [i.name for i in model.graph.initializer if "fxcompress" in i.name]
+
+
+def test_two_heads_that_are_equal_still_export(tmp_path: Path) -> None:
+    """The exporter computes once what both compute; LeViT begins so."""
+    net = Heads()
+    net.b.load_state_dict(net.a.state_dict())
+    found, _ = exported(net, torch.randn(4, 6), "Q8(w,f)@1", tmp_path / "net.onnx")
+    assert found.ok

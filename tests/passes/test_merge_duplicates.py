@@ -137,6 +137,24 @@ def test_leaves_alone_what_writes_in_place_and_what_is_written(forward: Callable
 
 
 @pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (lambda bn: bn, 1),
+        (lambda bn: setattr(bn, "momentum", 0.3), 1),
+        (lambda bn: setattr(bn, "eps", 0.3), 2),
+        (lambda bn: bn.running_mean.add_(1), 2),
+        (lambda bn: bn.weight.data.mul_(2), 2),
+    ],
+    ids=["equal", "momentum", "eps", "mean", "weight"],
+)
+def test_modules_of_equal_settings_and_tensors_are_one(change: Callable[[Any], Any], left: int) -> None:
+    gm = evaluated(lambda m, x: m.layer[0](x) + m.layer[1](x), nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)))
+    change(gm.get_submodule("layer.1"))
+    run(gm, [MergeDuplicates()])
+    assert sum(node.op == "call_module" for node in gm.graph.nodes) == left
+
+
+@pytest.mark.parametrize(
     "forward",
     [
         lambda m, x: torch.rand_like(x) + torch.rand_like(x),
