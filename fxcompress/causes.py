@@ -75,10 +75,12 @@ def compare_tensors(
     def see(node: Node, seen: Seen) -> None:
         theirs = _tensor(integers[node])
         difference = theirs - seen.integers
-        agrees = _agrees(seen, theirs, reference.tie_width[node])
         upstream = (difference == 0) & (reference.end_to_end[node] != theirs)
-        steps[node] = _histogram(difference)
-        causes[node] = Counter({TIE: int((agrees & (difference != 0)).sum()), UPSTREAM: int(upstream.sum())})
+        steps[node], causes[node] = _histogram(difference), Counter({UPSTREAM: int(upstream.sum())})
+        if len(steps[node]) == 1 and 0 in steps[node]:
+            return
+        agrees = _agrees(seen, theirs, reference.tie_width[node])
+        causes[node][TIE] = int((agrees & (difference != 0)).sum())
         if not bool(agrees.all()):
             left[node] = difference.masked_fill(agrees, 0)
 
@@ -147,7 +149,9 @@ def _tensor(integers: np.ndarray) -> Tensor:
 def _histogram(difference: Tensor) -> dict[int, int]:
     if not difference.numel():
         return {}
-    low = int(difference.min())
+    low, high = (int(end) for end in difference.aminmax())
+    if low == high:
+        return {low: difference.numel()}
     counts = torch.bincount((difference - low).flatten()).tolist()  # no wider than the integers, and no sorting
     return {low + i: count for i, count in enumerate(counts) if count}
 
