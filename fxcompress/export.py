@@ -132,17 +132,29 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic
 
 
 def _own_zero_points(model: ir.Model) -> None:
-    """Give each stored weight a zero point that nothing else has: a session that ONNX Runtime opens in its precise mode
-    for x86 makes uint8 of both, and breaks on one that is shared."""
+    """Give each reader of a stored weight integers and a zero point that nothing else has: a session that ONNX Runtime
+    opens in its precise mode for x86 makes uint8 of both, and breaks on what is shared. Weights of equal integers and
+    other scales are stored once until here."""
     for node in model.graph:
         if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
             continue
-        weight, _, shared = node.inputs
-        if weight and shared and weight.is_initializer() and len(shared.uses()) > 1:
-            name = f"{weight.name}_zero_point"
-            own = ir.Value(name=name, shape=shared.shape, type=shared.type, const_value=shared.const_value)
-            model.graph.register_initializer(own)
-            node.replace_input_with(2, own)
+        weight, _, zero_point = node.inputs
+        if weight and zero_point and weight.is_initializer():
+            name = weight.name
+            if len(weight.uses()) > 1:
+                name = f"{weight.name}_{len(weight.uses())}"
+                _own(model, node, 0, name)
+            if len(zero_point.uses()) > 1:
+                _own(model, node, 2, f"{name}_zero_point")
+
+
+def _own(model: ir.Model, node: ir.Node, index: int, name: str) -> None:
+    """Give `node` a constant of its own for one of its inputs."""
+    shared = node.inputs[index]
+    assert shared is not None
+    own = ir.Value(name=name, shape=shared.shape, type=shared.type, const_value=shared.const_value)
+    model.graph.register_initializer(own)
+    node.replace_input_with(index, own)
 
 
 def _name_tensors(model: ir.Model, lowered: GraphModule) -> None:

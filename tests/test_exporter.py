@@ -124,3 +124,15 @@ def test_two_heads_that_are_equal_still_export(tmp_path: Path) -> None:
     net.b.load_state_dict(net.a.state_dict())
     found, _ = exported(net, torch.randn(4, 6), "Q8(w,f)@1", tmp_path / "net.onnx")
     assert found.ok
+
+
+def test_weights_of_equal_integers_and_other_scales_export(tmp_path: Path) -> None:
+    """They are one tensor to PyTorch's exporter; ONNX Runtime's precise mode wants them apart."""
+    net = Heads()
+    net.b.load_state_dict({k: 2 * v for k, v in net.a.state_dict().items()})
+    found, model = exported(net, torch.randn(4, 6), "Q8(w,f)@1", tmp_path / "net.onnx")
+    assert found.ok
+    readers = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
+    stored = {i.name for i in model.graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) == 2}
+    assert len(stored) == sum(n.input[0] in stored for n in readers) == 2
+    assert len({n.input[2] for n in readers if n.input[0] in stored}) == 2
