@@ -77,7 +77,7 @@ def compare_tensors(
         difference = theirs - seen.integers
         upstream = (difference == 0) & (reference.end_to_end[node] != theirs)
         steps[node], causes[node] = _histogram(difference), Counter({UPSTREAM: int(upstream.sum())})
-        if len(steps[node]) == 1 and 0 in steps[node]:
+        if steps[node].keys() <= {0}:
             return
         agrees = _agrees(seen, theirs, reference.tie_width[node])
         causes[node][TIE] = int((agrees & (difference != 0)).sum())
@@ -133,8 +133,6 @@ def _agrees(seen: Seen, theirs: Tensor, tie_width: float) -> Tensor:
     value lies at their middle."""
     agrees = theirs == seen.integers
     differs = ~agrees
-    if not bool(differs.any()):
-        return agrees
     ours = seen.integers[differs]
     difference = theirs[differs] - ours
     steps = seen.ratio[differs].double() + seen.zero_point

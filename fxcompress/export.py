@@ -127,11 +127,11 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic
         )
     _name_tensors(model, lowered)
     narrow_types(model, lowered, types)
-    _own_zero_points(model)
+    _part_stored_weights(model)
     return model
 
 
-def _own_zero_points(model: ir.Model) -> None:
+def _part_stored_weights(model: ir.Model) -> None:
     """Give each reader of a stored weight integers and a zero point that nothing else has: a session that ONNX Runtime
     opens in its precise mode for x86 makes uint8 of both, and breaks on what is shared. Weights of equal integers and
     other scales are stored once until here."""
@@ -142,7 +142,7 @@ def _own_zero_points(model: ir.Model) -> None:
         if weight and zero_point and weight.is_initializer():
             name = weight.name
             if len(weight.uses()) > 1:
-                name = f"{weight.name}_{len(weight.uses())}"
+                name = f"{weight.name}.{len(weight.uses())}"
                 _own(model, node, 0, name)
             if len(zero_point.uses()) > 1:
                 _own(model, node, 2, f"{name}_zero_point")

@@ -14,6 +14,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+_run_decompositions = ExportedProgram.run_decompositions
+
 
 def program_of(graph: GraphModule, inputs: Mapping[str, Any], **how: Any) -> torch.onnx.ONNXProgram:
     """What `torch.onnx.export(dynamo=True)` makes of a graph for inputs by name.
@@ -52,9 +54,6 @@ def optimize(program: torch.onnx.ONNXProgram) -> None:
     """Fold constants and drop what nobody reads, as the exporter does where it is asked to."""
     with _quiet():
         program.optimize()
-
-
-_run_decompositions = ExportedProgram.run_decompositions
 
 
 def _stays(node: Node, table: Mapping[Any, Any]) -> bool:

@@ -103,6 +103,17 @@ def test_composite_and_in_place_operators_export(tmp_path: Path, between: Callab
     assert kinds[8, 3, 3, 3] == onnx.TensorProto.INT8
 
 
+def test_a_composite_operator_without_translation_makes_the_exporter_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`movedim` has none, and only decomposition makes a permutation of it."""
+    original, tries = exporter._export, list[Any]()
+    monkeypatch.setattr(exporter, "_export", lambda *args: (tries.append(args), original(*args))[1])
+    net = Net(lambda x: x.movedim(1, -1).movedim(-1, 1))
+    found, _ = exported(net, torch.randn(4, 3, 8, 8), "Q8(w,f)@1", tmp_path / "net.onnx")
+    assert found.ok and len(tries) == 2
+
+
 def test_a_refusal_is_told_once_and_as_it_was(tmp_path: Path) -> None:
     """Where the exporter has no translation even after decomposition."""
     with pytest.raises(fxc.errors.ExportError, match="refused the graph"):
