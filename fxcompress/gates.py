@@ -14,5 +14,6 @@ GATE_SCALE = 1 / 255
 
 def gated(x: Tensor) -> Tensor:
     """`x` times its sigmoid, which is rounded to 256 steps from 0 to 1."""
-    gate = fake_quantize(torch.sigmoid(x), torch.tensor(GATE_SCALE), torch.tensor(0), GATE)
+    # A scale on the CPU would be turned into its inverse for a GPU.
+    gate = fake_quantize(torch.sigmoid(x), torch.full((), GATE_SCALE, device=x.device), 0, GATE)
     return x * gate

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.cuda_kernels import fake_quantize_cuda, has_kernels
 from fxcompress.masking import divided, mask_, masked, product
 
 
@@ -64,7 +65,25 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, grid: Grid) -> Tensor
     """Integers of `x` on `grid`, as a float32 tensor of `x`'s shape; `scale` and `zero_point` broadcast against `x`."""
     if grid.binary:
         return torch.sign(x.float())
-    return torch.div(x.float(), scale).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+    return rounded(torch.div(x.float(), scale), zero_point, grid)
+
+
+def rounded(steps: Tensor, zero_point: Tensor | int, grid: Grid) -> Tensor:
+    """The integers of so many steps, whose memory they take."""
+    if torch.compiler.is_compiling():
+        # Gradients of what an autograd.Function changed in place get lost in what torch 2.11 compiles.
+        return (steps.round() + zero_point).clamp(grid.qmin, grid.qmax)
+    return steps.round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
+
+
+def from_grid(q: Tensor, zero_point: Tensor | int, scale: Tensor, like: Tensor) -> Tensor:
+    """The values of integers, of the type of `like`; in their memory."""
+    if torch.compiler.is_compiling():
+        values = (q - zero_point) * scale  # as above, and so is a type that stays
+        return values if values.dtype == like.dtype else values.to(like.dtype)
+    if not isinstance(zero_point, int) or zero_point:
+        q.sub_(zero_point)
+    return q.mul_(scale).to(like.dtype)
 
 
 def fake_quantize(  # noqa: PLR0913 - all that the gradient depends on
@@ -75,6 +94,8 @@ def fake_quantize(  # noqa: PLR0913 - all that the gradient depends on
     The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere, and where the mask is
     zero; if `is_dense` it is one there. `zero_point` is a number where that is known without a look at a tensor.
     """
+    if has_kernels(x) and not grid.binary:
+        return fake_quantize_cuda(x, scale, zero_point, (grid.qmin, grid.qmax), mask, is_dense)
     return _FakeQuantize.apply(x, scale, zero_point, grid, mask, is_dense)  # type: ignore[no-any-return]
 
 
@@ -95,10 +116,8 @@ class _FakeQuantize(torch.autograd.Function):
             q = torch.sign(x.float() if mask is None else product(x.float(), mask))
         else:
             # The sum is there for zero, too: it makes -0 a 0.
-            q = divided(x.float(), scale, mask).round_().add_(zero_point).clamp_(grid.qmin, grid.qmax)
-        if not ctx.is_known or zero_point:
-            q.sub_(zero_point)
-        return q.mul_(scale).to(x.dtype)
+            q = rounded(divided(x.float(), scale, mask), zero_point, grid)
+        return from_grid(q, zero_point, scale, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxcompress.cuda_kernels import fake_quantize_cuda, has_kernels
 from fxcompress.known_scale import Bounds, Known, fake_quantize_known
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
@@ -26,32 +27,45 @@ class QuantizedActivation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of an `x` of shape (N, ...)."""
-        if not torch.compiler.is_compiling() and (known := self._known(x)) is not None:
-            return fake_quantize_known(x, known)
+        if not torch.compiler.is_compiling() and self._is_alone(x):
+            if has_kernels(x):
+                return self._on_cuda(x)
+            if (known := self._known(x)) is not None:
+                return fake_quantize_known(x, known)
         if self.function is not None:
             x = self.function(x)
         if self.pruner is not None:
             return prune_and_quantize(x, self.pruner, self.quantizer)
         return self.quantizer(x)  # type: ignore[no-any-return]
 
-    def _known(self, x: Tensor) -> Known | None:
-        """What is known of scale and mask; None where each has to be called."""
+    def _is_alone(self, x: Tensor) -> bool:
+        """Whether a call does nothing but to bound, mask and round with one scale."""
         quantizer, pruner = self.quantizer, self.pruner
-        if not quantizer.is_enabled or not quantizer.has_one_scale:
-            return None
-        if type(x) is not Tensor or not x.is_cpu or x.dtype is not torch.float32:
-            return None
+        if not quantizer.is_enabled or not quantizer.has_one_scale or type(x) is not Tensor:
+            return False
         if (quantizer.training and quantizer.observing) or any(map(has_hooks, self.modules)):
+            return False
+        if pruner is None:
+            return True
+        return (
+            pruner.is_enabled
+            and not (pruner.training and pruner.observing)
+            and not (pruner.is_dense and not pruner.is_frozen)
+        )
+
+    def _on_cuda(self, x: Tensor) -> Tensor:
+        grid, mask = self.quantizer.grid, None if self.pruner is None else self.pruner.fitting(x)
+        scale, zero_point = self.quantizer.chosen()
+        return fake_quantize_cuda(x, scale, zero_point, (grid.qmin, grid.qmax), mask, within=self.within)
+
+    def _known(self, x: Tensor) -> Known | None:
+        """What is known of scale and mask; None where they cannot be read for nothing."""
+        quantizer, pruner = self.quantizer, self.pruner
+        if not x.is_cpu or x.dtype is not torch.float32:
             return None
-        buffers, mask = quantizer._buffers, None
-        if pruner is not None:
-            if not pruner.is_enabled or (pruner.training and pruner.observing):
-                return None
-            if pruner.is_dense and not pruner.is_frozen:
-                return None
-            mask = pruner._buffers["mask"]
-        scale: Any = buffers["scale"]
-        zero_point: Any = buffers["zero_point"]
+        mask: Any = None if pruner is None else pruner._buffers["mask"]
+        scale: Any = quantizer._buffers["scale"]
+        zero_point: Any = quantizer._buffers["zero_point"]
         if scale.is_inference() or (mask is not None and mask.is_inference()):
             return None  # what changes them is not counted
         if self.known is None or not self.known.holds(x, scale, zero_point, mask):

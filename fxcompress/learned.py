@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.grid import Grid, quantize
+from fxcompress.grid import Grid, from_grid, quantize
 
 LEAST = torch.finfo(torch.float32).tiny
 
@@ -54,7 +54,7 @@ class _LearnedQuantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point, offset)
         ctx.grid, ctx.g = grid, g
-        return quantize(x, scale, zero_point, grid).sub_(zero_point).mul_(scale).to(x.dtype)
+        return from_grid(quantize(x, scale, zero_point, grid), zero_point, scale, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

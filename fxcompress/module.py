@@ -190,7 +190,9 @@ class CompressedModule(GraphModule):
         return forward
 
     def _signature(self, path: str) -> inspect.Signature:
-        signatures = self.__dict__.setdefault("_signatures", {})
+        if not hasattr(self, "_signatures"):
+            self.__dict__["_signatures"] = {}
+        signatures = self.__dict__["_signatures"]
         if path not in signatures:
             module = self.get_submodule(path) if path else self._written
             forward = module.__dict__.get("forward")

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.fx import _symbolic_trace
 
@@ -34,11 +35,15 @@ EITHER_NUMBER_OR_TENSOR = (
 """Functions of torch that look into an argument to learn whether it is a number; a symbol, which says that it is a
 tensor, has no inside to look into."""
 
+_CHECKPOINT = "_checkpoint_without_reentrant_generator"
+if hasattr(torch.utils.checkpoint, f"{_CHECKPOINT}_impl"):  # from torch 2.12 on
+    _CHECKPOINT += "_impl"
+
 LOST = {
     "torch.amp.autocast_mode.autocast.__enter__": "it enters torch.autocast, a region that a graph cannot hold",
     "torch.autograd.graph.saved_tensors_hooks.__enter__": "it recomputes or moves what it saves for backward",
     "torch.autograd.function.Function.apply": "it calls an autograd.Function, whose backward a graph cannot hold",
-    "torch.utils.checkpoint._checkpoint_without_reentrant_generator_impl": "it recomputes in backward what it drops",
+    f"torch.utils.checkpoint.{_CHECKPOINT}": "it recomputes in backward what it drops",
     "torch._functorch.apis.vmap_impl": "it maps over an axis with torch.vmap, which a graph cannot hold",
     "torch._functorch.eager_transforms.grad_and_value_impl": "it differentiates in its forward",
     "torch._functorch.eager_transforms._vjp_with_argnums": "it differentiates in its forward",

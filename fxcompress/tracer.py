@@ -185,7 +185,7 @@ class ForwardTracer(Recorder):
             self.islands[path] = Island(type(m).__name__, "hooks stand on it, which run as they are", hooked=True)
         if path in self.islands:
             return self._call_island(path, args, kwargs)
-        mark = (next(reversed(self.graph.nodes), None), len(self.module_stack), self.grad_enabled)
+        mark = (next(iter(reversed(self.graph.nodes)), None), len(self.module_stack), self.grad_enabled)
         before, draws = Snapshot(m), Draws()
         try:
             result = super().call_module(m, forward, args, kwargs)

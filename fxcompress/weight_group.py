@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress.cuda_kernels import has_kernels, quantized_weight, weight_gradient
+
 _gradient_between = torch.ops.aten.hardtanh_backward
 
 
@@ -39,6 +41,10 @@ class _Group(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.how = how
         ctx.save_for_backward(*weights, *scales, *(h.mask for h in how))
+        if has_kernels(weights[0]):
+            return tuple(
+                quantized_weight(w, h.scale, h.mask, (h.low, h.high)) for w, h in zip(weights, how, strict=True)
+            )
         q = [torch.clone(w) if h.mask is None else torch.mul(w, h.mask) for w, h in zip(weights, how, strict=True)]
         torch._foreach_div_(q, scales)
         torch._foreach_round_(q)
@@ -54,6 +60,11 @@ class _Group(torch.autograd.Function):
         parts = [saved[i : i + n] for i in (0, n, 2 * n)]
         there = [i for i, grad in enumerate(grads) if grad is not None]
         weights, scales, masks = ([part[i] for i in there] for part in parts)
+        all_of_them: list[Tensor | None] = [None] * n
+        if has_kernels(weights[0]) and not torch.is_grad_enabled():
+            for i, w, scale, mask in zip(there, weights, scales, masks, strict=True):
+                all_of_them[i] = weight_gradient(grads[i], w, scale, mask, (ctx.how[i].low, ctx.how[i].high))
+            return None, *all_of_them
         # Half a step beyond an odd end rounds to the even integer outside, so that nothing need be rounded.
         ends = [(ctx.how[i].low - 0.5, ctx.how[i].high + 0.5) for i in there]
         found = list(torch._foreach_div(weights, scales))
@@ -62,7 +73,6 @@ class _Group(torch.autograd.Function):
         for k, mask in enumerate(masks):
             if mask is not None:
                 found[k] = found[k] * mask if torch.is_grad_enabled() else found[k].mul_(mask)
-        all_of_them: list[Tensor | None] = [None] * n
         for k, i in enumerate(there):
             all_of_them[i] = found[k]
         return None, *all_of_them
