@@ -1,5 +1,5 @@
-"""The graph as it is run: an activation's quantizer, and the function and the pruner right before it, are one call, and
-those of small weights are all one."""
+"""The graph as it is run: biases are rounded as in the file; an activation's quantizer, and the function and the pruner
+right before it, are one call, and those of small weights are all one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from fxcompress.aliasing import is_private
+from fxcompress.bias_rounding import round_biases
 from fxcompress.graph import submodule, writes_in_place
 from fxcompress.joint_calls import QuantizedActivation, QuantizedWeights, prune_and_quantize
 from fxcompress.known_scale import UNBOUNDED, Bounds
@@ -47,11 +48,12 @@ class Row:
 
 
 def fused(graph: Graph, net: nn.Module) -> Graph:
-    """A copy of `graph` with one call for each row, and one for the rows of all small weights. It calls the modules
-    that `net` has now."""
+    """A copy of `graph` with rounded biases and one call for each row, and one for the rows of all small weights. It
+    calls the modules that `net` has now."""
     copy = Graph(graph.owning_module)
     result = copy.graph_copy(graph, {})
     copy.output(result)
+    round_biases(copy, net)
     rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
     small: list[Row] = []
     for row in rows:

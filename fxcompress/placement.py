@@ -1,17 +1,32 @@
-"""Which grid a tensor of a frozen graph lies on."""
+"""Which grid a tensor lies on."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from fxcompress.graph import tensor_at, writes_in_place
+from fxcompress.graph import module_of, submodule, tensor_at, writes_in_place
 from fxcompress.grid import broadcast
-from fxcompress.operators import VIEWS, ZEROS, called, channel_axis, is_value_preserving, weight_of
+from fxcompress.operators import (
+    PRODUCTS,
+    TRANSPOSED,
+    VIEWS,
+    ZEROS,
+    argument,
+    called,
+    channel_axis,
+    is_batch_norm,
+    is_value_preserving,
+    shape_of,
+    weight_of,
+)
+from fxcompress.pruner import Pruner
 from fxcompress.qdq import DEQUANTIZE, QUANTIZE_DEQUANTIZE, is_blockwise
+from fxcompress.quantizer import Quantizer
 
 LARGEST = 2**31 - 1
 """What int32 holds, in which runtimes add."""
@@ -48,6 +63,23 @@ def grid_of(gm: GraphModule, node: Any) -> Node | None:
     return max(same, key=_reach)
 
 
+def quantizers_before(gm: GraphModule, graph: Graph) -> dict[Node, str]:
+    """As `grid_of`, of a graph in training: the quantizer's path for each node that lies on its grid."""
+    found: dict[Node, set[str] | None] = {}
+    for node in graph.nodes:
+        if is_written(gm, node):
+            found[node] = None
+        elif isinstance(module_of(gm, node), Quantizer):
+            found[node] = {str(node.target)}
+        elif node.target in ZEROS:
+            found[node] = set()
+        elif keeps_grid(gm, node):
+            before = [found.get(n) for n in _tensors(node)]
+            joined = None if None in before else set[str]().union(*before)  # type: ignore[arg-type]
+            found[node] = joined if joined is not None and len(joined) < 2 else None
+    return {node: next(iter(one)) for node, one in found.items() if one}
+
+
 def pair_on(gm: GraphModule, grid: Node) -> tuple[Any, ...]:
     """The arguments of a pair behind values of `grid`: they need no clip, whatever its bounds are."""
     _, scale, zero_point, *_ = cast(tuple[Any, ...], grid.args)
@@ -76,8 +108,8 @@ def is_written(gm: GraphModule, node: Node) -> bool:
 
 
 def keeps_grid(gm: GraphModule, node: Node) -> bool:
-    """Whether `node` yields values of its input: value-preserving, or a mask's multiplication."""
-    return is_value_preserving(gm, node) or is_masking(node)
+    """Whether `node` yields values of its input: value-preserving, a mask's multiplication, or a pruner."""
+    return is_value_preserving(gm, node) or is_masking(node) or isinstance(module_of(gm, node), Pruner)
 
 
 def is_masking(node: Node) -> bool:
@@ -109,3 +141,15 @@ def stored_integers(gm: GraphModule, product: Node) -> tuple[Tensor, Tensor]:
     """A weight's integers and zero points, as int32 that broadcast."""
     stored, zero = (tensor_at(gm, str(weight_of(product).args[i].target)).int() for i in (0, 2))
     return stored, broadcast(zero, channel_axis(product) if zero.ndim else None, stored.ndim)
+
+
+def folded_product(gm: GraphModule, norm: Node) -> Node | None:
+    """The product that a batch norm folds into, whose channels are its own; None if there is none."""
+    if not is_batch_norm(gm, norm) or not norm.args or submodule(gm, str(norm.target)).running_var is None:
+        return None
+    product: Any = norm.args[0]
+    if product.target not in PRODUCTS or len(product.users) != 1:
+        return None
+    if product.target is F.linear and len(shape_of(product)) > 2:
+        return None
+    return product if product.target not in TRANSPOSED or argument(product, 6, "groups", 1) == 1 else None

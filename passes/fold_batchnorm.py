@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from fxcompress.errors import PassError
 from fxcompress.graph import bypass, drop_dead_code, insert_constants, insert_function_before, site, tensor_at
 from fxcompress.grid import broadcast
-from fxcompress.operators import PRODUCTS, TRANSPOSED, argument, channel_axis, is_batch_norm, shape_of, weight_of
+from fxcompress.operators import argument, channel_axis, weight_of
+from fxcompress.placement import folded_product
 from fxcompress.qdq import DEQUANTIZE, is_blockwise
 
 
@@ -60,14 +60,10 @@ class FoldBatchNorm:
 
 
 def _folds(gm: GraphModule, norm: Node) -> bool:
-    if not is_batch_norm(gm, norm) or not norm.args or gm.get_submodule(str(norm.target)).running_var is None:
+    product = folded_product(gm, norm)
+    if product is None or weight_of(product).target is not DEQUANTIZE:
         return False
-    product: Any = norm.args[0]
-    if product.target not in PRODUCTS or len(product.users) != 1 or weight_of(product).target is not DEQUANTIZE:
-        return False
-    if is_blockwise(weight_of(product)) or (product.target is F.linear and len(shape_of(product)) > 2):
-        return False
-    return product.target not in TRANSPOSED or argument(product, 6, "groups", 1) == 1
+    return not is_blockwise(weight_of(product))
 
 
 def _fold(gm: GraphModule, product: Node, norm: Node) -> None:

@@ -89,15 +89,15 @@ def _quantize_bias(gm: GraphModule, product: Node) -> None:
 
 
 def _note_coarse(gm: GraphModule, product: Node, moved: Tensor) -> None:
-    """Say where a bias was `moved` by more than half a step of the quantizer behind: training did not see that. Batch norm
-    makes the steps of the sums so large where a channel's inputs are nearly dead."""
+    """Say where a bias was `moved` by more than half a step of the quantizer behind. Batch norm makes the steps of the sums
+    so large where a channel's inputs are nearly dead."""
     if (step := _output_step(gm, product)) is None:
         return
     steps = moved / step
     if channels := int((steps > HALF).sum()):
         gm.meta.setdefault("notes", []).append(
             f"'{site(product)}': the bias of {channels} channels is rounded by up to {float(steps.max()):.1f} steps of the "
-            "output, since the steps of its sums are larger; the file differs from the trained net there"
+            "output, since the steps of its sums are larger"
         )
 
 

@@ -26,6 +26,7 @@ from fxcompress.render import render
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 HERE = Path(__file__).parent
 SAME = 1e-5  # relative: sums in another order
+WITH_FLIPS = 0.02  # relative to the largest: a bias that rounds to the other side moves outputs by a step of the sums
 NOT_AS_ONE = {"averages", "drawn", "at once"}
 """Specs whose masks or scales are equal on all ranks, but those of one process for other reasons than sums."""
 
@@ -57,13 +58,18 @@ def differing(found: Any, other: Any) -> list[str]:
     return [name for name, value in found["state"].items() if not torch.equal(value, other["state"][name])]
 
 
-def far_apart(found: Any, other: Any) -> list[str]:
-    """What differs by more than the order of sums: any mask or flag, scales and losses beyond a tolerance."""
+def far_apart(found: Any, other: Any, flips: bool = False) -> list[str]:
+    """What differs by more than the order of sums: any mask or flag, scales and losses beyond a tolerance. Where scales
+    are learned, biases are rounded to other steps each time, and some may flip (`flips`)."""
     far = []
     for name, value in found["state"].items():
         there = other["state"][name]
         if name.endswith(("magnitude", "sensitivity", "histogram", "low", "high", "reach")):
             continue  # what is left in an observer after its event
+        if flips and value.is_floating_point():
+            apart = (value - there).abs().max() if value.numel() else torch.tensor(0.0)
+            far += [] if apart <= WITH_FLIPS * there.abs().max() else [name]
+            continue
         tiny = 1e-8 if name.endswith("scale") else 1e-4  # one rounding to a grid that flips moves weights a little
         close = torch.equal(value, there) if not value.is_floating_point() else torch.allclose(value, there, SAME, tiny)
         far += [] if close else [name]
@@ -81,7 +87,7 @@ def assert_as_one(folder: Path, how: str, specs: Any, ranks: int = 2) -> None:
         first, *others = notes(folder, f"{how} {spec}", ranks)
         assert [differing(first, other) for other in others] == [[]] * (ranks - 1), spec
         if spec not in NOT_AS_ONE:
-            assert far_apart(first, Run(spec).train().found()) == [], spec
+            assert far_apart(first, Run(spec).train().found(), flips=spec == "learned") == [], spec
 
 
 def test_ranks_of_ddp_train_as_one_process(tmp_path: Path) -> None:
