@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import fxcompress as fxc
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools" / "paper"))
 
+from classification import Classification  # noqa: E402
 from paper_parts.arms import KINDS, arms_of, specs_of  # noqa: E402
+from paper_parts.captured import CapturedSteps  # noqa: E402
 from paper_parts.task import Setting  # noqa: E402
 from paper_parts.tasks import TASKS  # noqa: E402
 from paper_parts.training import Training  # noqa: E402
@@ -80,6 +85,34 @@ def test_a_training_that_was_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
     state, wanted = (t.parts.nets["espcn"].state_dict() for t in (piece, once))
     assert state.keys() == wanted.keys() and all(torch.equal(state[k], wanted[k]) for k in wanted)
     assert piece.rates == once.rates and piece.digest == once.digest
+
+
+class Repeated(CapturedSteps):
+    """Steps that a CPU takes again where a GPU replays them."""
+
+    replays = 0
+
+    def _capture(self, batch: Sequence[Tensor]) -> None:
+        self.batch, self.graph = [t.clone() for t in batch], self  # type: ignore[assignment]
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.optimizer.zero_grad()
+        self.task.loss(self.parts, *self.batch).backward()
+
+
+def test_captured_steps_are_those_of_the_task(tmp_path: Path) -> None:
+    task, spec = Classification(Setting("smoke")), tmp_path / "spec.json"
+    spec.write_text(json.dumps(fxc.Spec.of("P0.5(w)@2 -> Q8(w)@4").to_dict()))
+    found = []
+    for is_captured in (False, True):
+        training = Training(task, spec, "paper", 0, tmp_path / f"{is_captured}.pt", torch.device("cpu"))
+        if is_captured:
+            training.captured = Repeated(task, training.parts)
+        assert training.until(math.inf)
+        found.append([p.detach() for p in training.parts.nets["mobilenet_v2"].parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert isinstance(training.captured, Repeated) and 0 < training.captured.replays < task.total_steps
 
 
 def test_a_command_that_is_out_of_time_says_so_and_goes_on(tmp_path: Path) -> None:

@@ -12,21 +12,22 @@ import torch
 from paper_parts.cifar import load_cifar
 from paper_parts.images import made_up
 from paper_parts.runner import run
-from paper_parts.task import Parts, Run, Setting, Task
+from paper_parts.task import Descent, Parts, Run, Setting
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models import mobilenet_v2
 
-IMAGES = {"smoke": 256, "cpu": 10_000, "full": 50_000}
-EPOCHS = {"smoke": 2, "cpu": 10, "full": 250}
-WIDTH = {"smoke": 0.35, "cpu": 0.35, "full": 1.0}
-STRIDE = {"smoke": 2, "cpu": 1, "full": 1}
+IMAGES = {"smoke": 256, "cpu": 10_000, "gpu": 50_000, "full": 50_000}
+EPOCHS = {"smoke": 2, "cpu": 10, "gpu": 2, "full": 250}
+WIDTH = {"smoke": 0.35, "cpu": 0.35, "gpu": 1.0, "full": 1.0}
+STRIDE = {"smoke": 2, "cpu": 1, "gpu": 1, "full": 1}
 
 
-class Classification(Task):
+class Classification(Descent):
     """Accuracy on the test images."""
 
     name, metric, batch = "classification", "accuracy, %", 64
+    budgets = ("smoke", "cpu", "gpu", "full")
 
     def __init__(self, setting: Setting) -> None:
         self.budget, self.device = setting.budget, setting.device
@@ -60,15 +61,17 @@ class Classification(Task):
         """Half a cosine."""
         return 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
-    def step(self, parts: Parts) -> None:
-        """Cross entropy of a batch, shifted and mirrored at random."""
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """Images, shifted and mirrored at random, and their classes."""
         images, labels = self.train
         chosen = torch.randint(len(images), (self.batch,))
         x = _shifted(images[chosen]).to(self.device, memory_format=torch.channels_last)
-        sgd = parts.optimizers["sgd"]
-        sgd.zero_grad()
-        F.cross_entropy(parts.nets["mobilenet_v2"](x), labels[chosen].to(self.device)).backward()
-        sgd.step()
+        return x, labels[chosen].to(self.device)
+
+    def loss(self, parts: Parts, *batch: Tensor) -> Tensor:
+        """Cross entropy."""
+        x, labels = batch
+        return F.cross_entropy(parts.nets["mobilenet_v2"](x), labels)
 
     @torch.no_grad()
     def evaluate(self, parts: Parts, runs: Mapping[str, Run]) -> dict[str, float]:

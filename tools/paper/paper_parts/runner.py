@@ -50,6 +50,8 @@ def run(kind: type[Task], doc: str) -> int:
     options = _options(kind, doc)
     torch.set_num_threads(options.threads)
     device = join(options.device)
+    # Arms of a seed are to differ by their specs alone.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     try:
         task = kind(Setting(options.budget, options.data_root, device, options.features))
     except (ValueError, OSError) as error:
@@ -110,7 +112,7 @@ def _options(kind: type[Task], doc: str) -> argparse.Namespace:
         "--features", type=Path, help="feature network of FID, an ONNX file; see tools/paper/features.py"
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, files and results")
-    parser.add_argument("--budget", choices=["smoke", "cpu", "full"], default="cpu")
+    parser.add_argument("--budget", choices=kind.budgets, default="cpu")
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=list(KINDS), help="the paper's times, or matched")
     parser.add_argument("--arm", nargs="+", choices=list(arms_of(kind.name, "paper")), help="only these")
     parser.add_argument("--seed", nargs="+", type=int, default=[0])

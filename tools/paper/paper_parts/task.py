@@ -18,8 +18,8 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line says: `budget` is "smoke", "cpu" or "full"; without `root` data are made up; `device` is
-    where nets train; `features` is a file with the feature network of FID."""
+    """What the command line says: `budget` is one of the task's; without `root` data are made up; `device` is where
+    nets train; `features` is a file with the feature network of FID."""
 
     budget: str
     root: Path | None = None
@@ -54,6 +54,7 @@ class Task(ABC):
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     dense: ClassVar[tuple[str, ...]] = ()
+    budgets: ClassVar[tuple[str, ...]] = ("smoke", "cpu", "full")
     batch: int = 1
     steps_per_epoch: int = 1
     epochs: int = 1
@@ -99,3 +100,22 @@ class Task(ABC):
     def pictures(self, run: Run) -> list[Image.Image]:
         """Sample answers, for tasks whose answers are images."""
         return []
+
+
+class Descent(Task):
+    """A task of one optimizer that descends on one loss, so that its steps can be captured on a GPU."""
+
+    def step(self, parts: Parts) -> None:
+        """One step on the next batch."""
+        [optimizer] = parts.optimizers.values()
+        optimizer.zero_grad()
+        self.loss(parts, *self.drawn()).backward()
+        optimizer.step()
+
+    @abstractmethod
+    def drawn(self) -> tuple[Tensor, ...]:
+        """The next batch, drawn by torch's generator, on the device."""
+
+    @abstractmethod
+    def loss(self, parts: Parts, *batch: Tensor) -> Tensor:
+        """The loss of a batch as `drawn` gives it."""

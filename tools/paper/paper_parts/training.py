@@ -14,8 +14,9 @@ from tqdm import tqdm
 import fxcompress as fxc
 from fxcompress.compare import digest_of
 from fxcompress.files import whole
-from paper_parts.processes import any_of_all, average_gradients, rank
-from paper_parts.task import Task
+from paper_parts.captured import CapturedSteps
+from paper_parts.processes import any_of_all, average_gradients, rank, world
+from paper_parts.task import Descent, Task
 
 SAVE_EVERY = 300.0
 """Seconds between checkpoints."""
@@ -55,6 +56,7 @@ class Training:
         }
         for optimizer in self.parts.optimizers.values():
             average_gradients(optimizer)
+        self.captured = CapturedSteps(self.task, self.parts) if self._can_capture() else None
         torch.manual_seed(self.seed + 1000 * rank())
         if self.file.exists():
             self._load()
@@ -82,9 +84,15 @@ class Training:
             module.train(self.done < total)
         return self.done == total
 
+    def _can_capture(self) -> bool:
+        return self.device.type == "cuda" and isinstance(self.task, Descent) and world() == 1 and not self.half
+
     def _step(self) -> None:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            self.task.step(self.parts)
+        if self.captured is not None:
+            self.captured.step()
+        else:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                self.task.step(self.parts)
         for scheduler in self.schedulers.values():
             scheduler.step()
         self.done += 1
