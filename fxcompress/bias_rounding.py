@@ -31,89 +31,88 @@ _LEAST = 1e-30
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def rounded_bias(bias: Tensor, of_input: Quantizer, of_weight: Quantizer) -> Tensor:
-    """A product's own bias, of shape [channels], on the grid of its sums."""
-    if not (of_input.is_enabled and of_weight.is_enabled):
-        return bias
-    with torch.no_grad():
-        exact = bias.float()
-        scale, scales = _scales(of_input, of_weight, len(bias))
-        step = (scale * scales).clamp_(min=_LEAST)
-        shift = torch.div(exact, step).round_().mul_(step).sub_(exact).nan_to_num_(0.0, 0.0, 0.0)
-    return bias + shift.to(bias.dtype)
+Product = tuple[Quantizer, Quantizer, Any, Tensor | None]
+"""The quantizers of a product's input and of its weight, the batch norm that folds into it, and its own bias; either of
+the last two may be missing."""
 
 
-Normed = tuple[Quantizer, Quantizer, Any, Tensor | None]
-"""What a product and the batch norm that folds into it consist of: the quantizers of its input and of its weight, the
-batch norm, and the product's own bias, if it has one."""
+def rounded_biases(*products: Product) -> list[Tensor | None]:
+    """The rounded bias of each product, of shape [channels]: that of its batch norm (the shift if that has none),
+    else its own. Where sums are no integers yet, None for a batch norm's, and the bias itself.
 
-
-def bias_shifts(*products: Normed) -> list[Tensor | None]:
-    """What rounding adds to the bias of each batch norm, of shape [channels]; None where sums are no integers yet.
-
-    Operator by operator, each on one after the other: alone they are too small to call for.
+    Those with a batch norm come first. All are rounded as one vector: alone they are too small to call for.
     """
+    found = [bias if norm is None else None for _, _, norm, bias in products]
     acting = [i for i, (of_input, of_weight, *_) in enumerate(products) if of_input.is_enabled and of_weight.is_enabled]
-    found = dict(zip(acting, _shifts([products[i] for i in acting]), strict=True)) if acting else {}
-    return [found.get(i) for i in range(len(products))]
+    if not acting:
+        return found
+    these = [products[i] for i in acting]
+    biases = [_bias_of(product) for product in these]
+    joined, counts = torch.cat(biases), [len(bias) for bias in biases]
+    rounded = torch.split_with_sizes(joined + _shifts(these, joined, counts), counts)
+    for i, bias, one in zip(acting, biases, rounded, strict=True):
+        found[i] = one if one.dtype is bias.dtype else one.to(bias.dtype)
+    return found
+
+
+def _bias_of(product: Product) -> Tensor:
+    _, _, norm, bias = product
+    if norm is not None:
+        bias = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    assert bias is not None
+    return bias
 
 
 @torch.no_grad()
-def _shifts(products: list[Normed]) -> list[Tensor]:
+def _shifts(products: list[Product], biases: Tensor, counts: list[int]) -> Tensor:
+    """What rounding adds to the joined biases, float32."""
+    exact = biases.to(torch.float32, copy=True)
+    gain = torch.ones_like(exact)
+    if products[0][2] is not None:
+        of_norms, means = _gains_and_means([p for p in products if p[2] is not None])
+        gain[: len(means)] = of_norms
+        exact[: len(means)] -= means * of_norms
+    steps = gain.abs_()
+    steps = torch.where(steps == 0, 1.0, steps)  # as folding leaves it
+    for scales in zip(*map(_scales, products, counts), strict=True):
+        steps *= torch.cat(scales)
+    steps.clamp_(min=_LEAST)
+    shifts = torch.div(exact, steps).round_().mul_(steps).sub_(exact)
+    return shifts.nan_to_num_(0.0, 0.0, 0.0)  # statistics that overflowed are no part of training
+
+
+def _gains_and_means(products: list[Product]) -> tuple[Tensor, Tensor]:
+    """gamma / sigma, and the mean less the product's own bias, of all channels."""
     norms = [norm for _, _, norm, _ in products]
-    variances = [n.running_var.float() for n in norms]
-    gammas = [
-        torch.ones_like(v) if n.weight is None else n.weight.float() for n, v in zip(norms, variances, strict=True)
-    ]
-    betas = [torch.zeros_like(v) if n.bias is None else n.bias.float() for n, v in zip(norms, variances, strict=True)]
-    means = [n.running_mean.float() if b is None else n.running_mean.float() - b.float() for _, _, n, b in products]
-    sigmas = torch._foreach_sqrt(torch._foreach_add(variances, [n.eps for n in norms]))
-    gains = torch._foreach_div(gammas, sigmas)
-    biases = torch._foreach_sub(betas, torch._foreach_mul(means, gains))
-    steps = _steps(products, torch._foreach_abs(gains))
-    shifts = torch._foreach_div(biases, steps)
-    torch._foreach_round_(shifts)
-    torch._foreach_mul_(shifts, steps)
-    torch._foreach_sub_(shifts, biases)
-    for shift in shifts:
-        shift.nan_to_num_(0.0, 0.0, 0.0)  # statistics that overflowed are no part of training
-    return list(shifts)
+    variances = torch.cat([n.running_var for n in norms]).float()
+    gammas = torch.cat([torch.ones_like(n.running_var) if n.weight is None else n.weight for n in norms]).float()
+    eps = {n.eps for n in norms}
+    least = eps.pop() if len(eps) == 1 else torch.cat([torch.full_like(n.running_var, n.eps) for n in norms]).float()
+    means = torch.cat([n.running_mean for n in norms]).float()
+    if any(bias is not None for *_, bias in products):
+        means -= torch.cat([torch.zeros_like(n.running_mean) if b is None else b for _, _, n, b in products])
+    return gammas / torch.sqrt(variances + least), means
 
 
-def _steps(products: list[Normed], gains: Any) -> Any:
-    """s_x s_w |gamma| / sigma, in the memory of the last; where gamma is zero s_x s_w, as folding leaves it."""
-    is_zero = torch._foreach_sign(gains)
-    torch._foreach_mul_(is_zero, -1.0)
-    torch._foreach_add_(is_zero, 1.0)
-    torch._foreach_add_(gains, is_zero)
-    scales = [
-        _scales(of_input, of_weight, len(g)) for (of_input, of_weight, *_), g in zip(products, gains, strict=True)
-    ]
-    for which in zip(*scales, strict=True):
-        torch._foreach_mul_(gains, list(which))
-    torch._foreach_clamp_min_(gains, _LEAST)
-    return gains
+def _scales(product: Product, channels: int) -> tuple[Tensor, Tensor]:
+    """Of a product's input and of its weight, [channels]."""
+    (of_input, _), (of_weight, _) = product[0].chosen(), product[1].chosen()
+    return of_input.detach().expand(channels), per_output_channel(of_weight.detach(), channels).expand(channels)
 
 
-def _scales(of_input: Quantizer, of_weight: Quantizer, channels: int) -> tuple[Tensor, Tensor]:
-    """Of the input, [], and of the weight, [] or [channels]."""
-    (x, _), (w, _) = of_input.chosen(), of_weight.chosen()
-    return x.detach(), per_output_channel(w.detach(), channels)
-
-
-def shifted_norm(x: Tensor, norm: Any, shift: Tensor | None) -> Tensor:
-    """Batch norm with a shifted bias of an `x` of shape (N, channels, ...), in no pass more if it can."""
-    if shift is None:
+def normed(x: Tensor, norm: Any, bias: Tensor | None) -> Tensor:
+    """Batch norm of an `x` of shape (N, channels, ...) with this bias in the place of its own, if there is one; for
+    PyTorch's own modules in no pass over memory more."""
+    if bias is None:
         return norm(x)  # type: ignore[no-any-return]
     if type(norm) not in _PLAIN or norm.bias is None or norm.momentum is None or has_hooks(norm):
         y = norm(x)
-        return y + shift.to(y.dtype).view(-1, *[1] * (y.ndim - 2))  # type: ignore[no-any-return]
+        shift = (bias if norm.bias is None else bias - norm.bias).detach().to(y.dtype)
+        return y + shift.view(-1, *[1] * (y.ndim - 2))  # type: ignore[no-any-return]
     if norm.training:
         norm.num_batches_tracked.add_(1)
-    bias = norm.bias + shift.to(norm.bias.dtype)
-    return F.batch_norm(
-        x, norm.running_mean, norm.running_var, norm.weight, bias, norm.training, norm.momentum, norm.eps
-    )
+    statistics = norm.running_mean, norm.running_var
+    return F.batch_norm(x, *statistics, norm.weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 @dataclass(frozen=True)
@@ -126,40 +125,43 @@ class Sums:
 
 
 def round_biases(graph: Graph, net: Any) -> None:
-    """Let the biases of `graph`, which calls the modules of `net`, be rounded."""
-    together: dict[Node, Sums] = {}
+    """Let the biases of `graph`, which calls the modules of `net`, be rounded; together, but for computed ones."""
+    together: list[tuple[Sums, Node | None]] = []
     for sums in _all_sums(graph, net):
         product, bias = sums.product, bias_of(sums.product)
         norm = next((n for n in product.users if folded_product(net, n) is product), None)
-        if bias is not None and not _is_one_a_channel(bias, product):
+        if (bias is None and norm is None) or not (bias is None or _is_one_a_channel(bias, product)):
             continue
-        if norm is None and bias is not None:
-            with graph.inserting_before(product):
-                quantizers = [graph.get_attr(path) for path in (sums.of_input, sums.of_weight)]
-                product.replace_input_with(bias, graph.call_function(rounded_bias, (bias, *quantizers)))
-        elif norm is not None and (bias is None or bias.op == "get_attr"):
-            together[norm] = sums
-        elif norm is not None:
-            _shift(graph, {norm: sums}, norm)
+        if bias is None or bias.op == "get_attr":
+            together.append((sums, norm))
+        else:
+            _round(graph, [(sums, norm)], norm or product)
     if together:
-        _shift(graph, together, next(node for node in graph.nodes if node.op != "placeholder"))
+        together.sort(key=lambda pair: pair[1] is None)
+        _round(graph, together, next(node for node in graph.nodes if node.op != "placeholder"))
 
 
-def _shift(graph: Graph, norms: dict[Node, Sums], first: Node) -> None:
-    """Let the biases of these batch norms be shifted, by what is computed right before `first`."""
+def _round(graph: Graph, pairs: list[tuple[Sums, Node | None]], first: Node) -> None:
+    """Let the biases of these products, or of the batch norms behind them, be what is computed right before `first`."""
     with graph.inserting_before(first):
-        shifts = graph.call_function(bias_shifts, tuple(_normed(graph, n, sums) for n, sums in norms.items()))
-    for i, node in enumerate(norms):
-        with graph.inserting_before(node):
-            norm, shift = graph.get_attr(str(node.target)), graph.call_function(operator.getitem, (shifts, i))
-        node.op, node.target, node.args = "call_function", shifted_norm, (node.args[0], norm, shift)
+        found = graph.call_function(rounded_biases, tuple(_read(graph, sums, norm) for sums, norm in pairs))
+    for i, (sums, norm) in enumerate(pairs):
+        with graph.inserting_before(norm or sums.product):
+            rounded = graph.call_function(operator.getitem, (found, i))
+            if norm is not None:
+                module = graph.get_attr(str(norm.target))
+                norm.op, norm.target, norm.args = "call_function", normed, (norm.args[0], module, rounded)
+        if norm is None:
+            sums.product.replace_input_with(bias_of(sums.product), rounded)
 
 
-def _normed(graph: Graph, norm: Node, sums: Sums) -> tuple[Any, ...]:
+def _read(graph: Graph, sums: Sums, norm: Node | None) -> tuple[Any, ...]:
+    """The arguments for one product, read anew where its own nodes may stand further down."""
     bias = bias_of(sums.product)
     if isinstance(bias, Node) and bias.op == "get_attr":
         bias = graph.get_attr(str(bias.target))
-    return *(graph.get_attr(path) for path in (sums.of_input, sums.of_weight, str(norm.target))), bias
+    quantizers = [graph.get_attr(path) for path in (sums.of_input, sums.of_weight)]
+    return *quantizers, None if norm is None else graph.get_attr(str(norm.target)), bias
 
 
 def _all_sums(graph: Graph, net: Any) -> list[Sums]:

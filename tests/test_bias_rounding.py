@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.bias_rounding import bias_shifts, rounded_bias, shifted_norm
+from fxcompress.bias_rounding import normed, rounded_biases
 from fxcompress.frozen import freeze
 from fxcompress.fusing import fused
 
@@ -40,11 +40,11 @@ def calls(net: Any, function: Any) -> list[Any]:
     return [n for n in fused(net.graph, net).nodes if n.target is function]
 
 
-def shifts(net: Any) -> list[Tensor | None]:
-    """What the only call for shifts gives."""
-    [call] = calls(net, bias_shifts)
+def rounded(net: Any) -> list[Tensor | None]:
+    """What the only call for rounded biases gives."""
+    [call] = calls(net, rounded_biases)
     read = operator.attrgetter
-    found: list[Tensor | None] = bias_shifts(
+    found: list[Tensor | None] = rounded_biases(
         *(tuple(None if a is None else read(str(a.target))(net) for a in product) for product in call.args)
     )
     return found
@@ -58,10 +58,11 @@ def is_its_frozen_one(net: Any, x: Tensor, tolerance: float = 1e-5) -> bool:
 def test_a_trained_net_in_evaluation_is_its_frozen_one(has_bias: bool) -> None:
     model = nearly_dead(bias=has_bias)
     net = trained(model.eval(), SPEC, image())
-    assert len(calls(net, shifted_norm)) == 1
+    assert len(calls(net, normed)) == 1
     assert is_its_frozen_one(net, image())
-    [shift] = shifts(net)
-    assert shift is not None and float(shift.abs().max()) > 1e-3  # far more than is allowed above
+    bias, *_ = rounded(net)
+    assert bias is not None
+    assert float((bias - net.get_submodule("3").bias).detach().abs().max()) > 1e-3  # far more than is allowed above
 
 
 @given(st.integers(0, 99), st.booleans(), st.booleans())
@@ -79,32 +80,31 @@ def test_shifts_are_what_the_file_adds(seed: int, has_bias: bool, is_transposed:
     exact = module.bias.double() + (own - module.running_mean.double()) * gain
     constants = freeze(net).get_submodule("0")
     stored = constants.bias_integers.double() * constants.bias_scale.double()
-    [shift] = shifts(net)
-    assert shift is not None
+    [bias] = rounded(net)
+    assert bias is not None
     step = constants.bias_scale.double()
     is_tie = ((exact / step) % 1 - 0.5).abs() < 1e-3  # float32 may see it on the other side
-    off = (exact + shift - stored).abs()
+    off = (exact + (bias.double() - module.bias.double()) - stored).abs()
     sizes = module.bias.abs() + ((own - module.running_mean) * gain).abs()  # of what is added up, in float32
     assert bool((is_tie | (off < 3e-6 * (sizes + step))).all())
 
 
 def test_a_product_s_own_bias_is_rounded() -> None:
     net = trained(seeded(Fc), SPEC, rows())
-    quantizers = net.compression.x_quantizer, net.compression.fc.weight_quantizer
     frozen, bias = freeze(net), net.fc.bias
     stored = frozen.fc.bias_integers * frozen.fc.bias_scale
-    rounded = rounded_bias(bias, *quantizers)
-    assert torch.equal(rounded, bias + (stored - bias))
-    assert not torch.equal(rounded, bias)
-    [gradient] = torch.autograd.grad(rounded.sum(), bias)
+    [found] = rounded(net)
+    assert found is not None
+    assert torch.equal(found, bias + (stored - bias))
+    assert not torch.equal(found, bias)
+    [gradient] = torch.autograd.grad(found.sum(), bias)
     assert torch.equal(gradient, torch.ones(2))
-    assert len(calls(net, rounded_bias)) == 1
 
 
 def test_nothing_is_rounded_before_both_are_quantized() -> None:
     net = fxc.compress(seeded(ConvBnRelu).eval(), "Q8(w)@1 -> Q8(f)@3", image(), total_steps=4)
     for step in range(4):
-        assert (shifts(net) == [None]) == (step < 3)
+        assert (rounded(net) == [None]) == (step < 3)
         net.schedule.step()
 
 
@@ -114,7 +114,7 @@ ACTIVATIONS = {"op": "quantize", "target": "activation", "bits": 8, "start": 1}
 
 @pytest.mark.parametrize("spec", ["Q16(w,f)@1", "Q8(w)@1", {"rules": [WEIGHTS, ACTIVATIONS]}], ids=str)
 def test_biases_of_sums_in_float_stay(spec: Any) -> None:
-    assert not calls(trained(nn.Linear(9, 2), spec, rows(9), "generic"), rounded_bias)
+    assert not calls(trained(nn.Linear(9, 2), spec, rows(9), "generic"), rounded_biases)
 
 
 def test_batch_norm_keeps_its_bias_its_gradient_and_its_hooks() -> None:
@@ -142,7 +142,7 @@ def test_a_batch_norm_without_parameters_is_shifted() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4, affine=False), nn.ReLU())
     net = trained(model.eval(), SPEC, image())
     assert is_its_frozen_one(net, image())
-    assert len(calls(net, shifted_norm)) == 1
+    assert len(calls(net, normed)) == 1
 
 
 def test_a_gamma_of_zero_leaves_the_step_of_the_product() -> None:
@@ -157,7 +157,7 @@ def test_pruned_biases_are_rounded() -> None:
     rule = {"op": "prune", "target": "weight", "pattern": "channel", "sparsity": 0.5, "start": 1, "end": 1}
     quantize = {"op": "quantize", "target": ["weight", "activation"], "bits": 8, "start": 2}
     net = trained(nearly_dead(bias=True).eval(), {"rules": [rule, quantize]}, image())
-    assert len(calls(net, shifted_norm)) == 1
+    assert len(calls(net, normed)) == 1
     assert is_its_frozen_one(net, image())
 
 
