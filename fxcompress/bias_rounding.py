@@ -36,23 +36,48 @@ Product = tuple[Quantizer, Quantizer, Any, Tensor | None]
 the last two may be missing."""
 
 
-def rounded_biases(*products: Product) -> list[Tensor | None]:
-    """The rounded bias of each product, of shape [channels]: that of its batch norm (the shift if that has none),
-    else its own. Where sums are no integers yet, None for a batch norm's, and the bias itself.
+class RoundedBiases:
+    """The rounded bias of each product, of shape [channels]: that of its batch norm (the shift if that has none), else
+    its own. Where sums are no integers yet, None for a batch norm's, and the bias itself.
 
     Those with a batch norm come first. All are rounded as one vector: alone they are too small to call for.
     """
-    found = [bias if norm is None else None for _, _, norm, bias in products]
-    acting = [i for i, (of_input, of_weight, *_) in enumerate(products) if of_input.is_enabled and of_weight.is_enabled]
-    if not acting:
+
+    def __init__(self, quantizers: list[tuple[Quantizer, Quantizer]]) -> None:
+        self.__name__ = "rounded_biases"
+        self.quantizers = quantizers
+
+    def __call__(self, *others: tuple[Any, Tensor | None]) -> list[Tensor | None]:
+        """Of the batch norms and the biases."""
+        found = [bias if norm is None else None for norm, bias in others]
+        acting = [i for i, (x, w) in enumerate(self.quantizers) if x.is_enabled and w.is_enabled]
+        if not acting:
+            return found
+        these: list[Product] = [(*self.quantizers[i], *others[i]) for i in acting]
+        biases = [_bias_of(product) for product in these]
+        each = _together(these, *biases) if torch.compiler.is_compiling() else _Rounded.apply(these, *biases)
+        for i, one in zip(acting, each, strict=True):
+            found[i] = one
         return found
-    these = [products[i] for i in acting]
-    biases = [_bias_of(product) for product in these]
+
+
+def _together(products: list[Product], *biases: Tensor) -> tuple[Tensor, ...]:
     joined, counts = torch.cat(biases), [len(bias) for bias in biases]
-    rounded = torch.split_with_sizes(joined + _shifts(these, joined, counts), counts)
-    for i, bias, one in zip(acting, biases, rounded, strict=True):
-        found[i] = one if one.dtype is bias.dtype else one.to(bias.dtype)
-    return found
+    rounded = torch.split_with_sizes(joined + _shifts(products, joined, counts), counts)
+    return tuple(one.to(bias.dtype) for one, bias in zip(rounded, biases, strict=True))
+
+
+class _Rounded(torch.autograd.Function):
+    """Their gradients are those of what they are rounded to, so that there is nothing to compute on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, products: list[Product], *biases: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        return _together(products, *biases)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, *grads
 
 
 def _bias_of(product: Product) -> Tensor:
@@ -74,8 +99,9 @@ def _shifts(products: list[Product], biases: Tensor, counts: list[int]) -> Tenso
         exact[: len(means)] -= means * of_norms
     steps = gain.abs_()
     steps = torch.where(steps == 0, 1.0, steps)  # as folding leaves it
-    for scales in zip(*map(_scales, products, counts), strict=True):
-        steps *= torch.cat(scales)
+    steps *= torch.cat([_scale(product[0]).expand(n) for product, n in zip(products, counts, strict=True)])
+    of_weights = [per_output_channel(_scale(product[1]), n) for product, n in zip(products, counts, strict=True)]
+    steps *= torch.cat([s if s.ndim else s.expand(n) for s, n in zip(of_weights, counts, strict=True)])
     steps.clamp_(min=_LEAST)
     shifts = torch.div(exact, steps).round_().mul_(steps).sub_(exact)
     return shifts.nan_to_num_(0.0, 0.0, 0.0)  # statistics that overflowed are no part of training
@@ -94,10 +120,12 @@ def _gains_and_means(products: list[Product]) -> tuple[Tensor, Tensor]:
     return gammas / torch.sqrt(variances + least), means
 
 
-def _scales(product: Product, channels: int) -> tuple[Tensor, Tensor]:
-    """Of a product's input and of its weight, [channels]."""
-    (of_input, _), (of_weight, _) = product[0].chosen(), product[1].chosen()
-    return of_input.detach().expand(channels), per_output_channel(of_weight.detach(), channels).expand(channels)
+def _scale(quantizer: Quantizer) -> Tensor:
+    if quantizer.plan.learned:
+        return quantizer.chosen()[0].detach()
+    scale = quantizer._buffers["scale"]
+    assert scale is not None
+    return scale
 
 
 def normed(x: Tensor, norm: Any, bias: Tensor | None) -> Tensor:
@@ -135,33 +163,33 @@ def round_biases(graph: Graph, net: Any) -> None:
         if bias is None or bias.op == "get_attr":
             together.append((sums, norm))
         else:
-            _round(graph, [(sums, norm)], norm or product)
+            _round(graph, net, [(sums, norm)], norm or product)
     if together:
         together.sort(key=lambda pair: pair[1] is None)
-        _round(graph, together, next(node for node in graph.nodes if node.op != "placeholder"))
+        _round(graph, net, together, next(node for node in graph.nodes if node.op != "placeholder"))
 
 
-def _round(graph: Graph, pairs: list[tuple[Sums, Node | None]], first: Node) -> None:
+def _round(graph: Graph, net: Any, pairs: list[tuple[Sums, Node | None]], first: Node) -> None:
     """Let the biases of these products, or of the batch norms behind them, be what is computed right before `first`."""
+    quantizers = [(net.get_submodule(sums.of_input), net.get_submodule(sums.of_weight)) for sums, _ in pairs]
     with graph.inserting_before(first):
-        found = graph.call_function(rounded_biases, tuple(_read(graph, sums, norm) for sums, norm in pairs))
-    for i, (sums, norm) in enumerate(pairs):
+        others = tuple(_read(graph, sums, norm) for sums, norm in pairs)
+        found = graph.call_function(RoundedBiases(quantizers), others)
+    for i, ((sums, norm), (module, _)) in enumerate(zip(pairs, others, strict=True)):
         with graph.inserting_before(norm or sums.product):
             rounded = graph.call_function(operator.getitem, (found, i))
-            if norm is not None:
-                module = graph.get_attr(str(norm.target))
-                norm.op, norm.target, norm.args = "call_function", normed, (norm.args[0], module, rounded)
-        if norm is None:
+        if norm is not None:
+            norm.op, norm.target, norm.args = "call_function", normed, (norm.args[0], module, rounded)
+        else:
             sums.product.replace_input_with(bias_of(sums.product), rounded)
 
 
-def _read(graph: Graph, sums: Sums, norm: Node | None) -> tuple[Any, ...]:
-    """The arguments for one product, read anew where its own nodes may stand further down."""
+def _read(graph: Graph, sums: Sums, norm: Node | None) -> tuple[Any, Any]:
+    """The batch norm and the bias of one product, read anew where its own nodes may stand further down."""
     bias = bias_of(sums.product)
     if isinstance(bias, Node) and bias.op == "get_attr":
         bias = graph.get_attr(str(bias.target))
-    quantizers = [graph.get_attr(path) for path in (sums.of_input, sums.of_weight)]
-    return *quantizers, None if norm is None else graph.get_attr(str(norm.target)), bias
+    return None if norm is None else graph.get_attr(str(norm.target)), bias
 
 
 def _all_sums(graph: Graph, net: Any) -> list[Sums]:

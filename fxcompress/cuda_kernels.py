@@ -1,7 +1,6 @@
 """Fake quantization on CUDA, one kernel a direction: PyTorch compiles the formulas when they are first called.
 
-A function that only bounds its input, and a mask, take part and take no kernel of their own. Half precision is computed
-in float32.
+A function that only bounds its input, and a mask, take part and take no kernel of their own.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-INFINITY = float("inf")
+from fxcompress.rounding import Rounding
+
 _FORWARD = """
 template <typename T> T {name}({tensors}, {numbers}) {{
   T bounded = x < least ? least : (x > most ? most : x);
@@ -27,72 +27,30 @@ template <typename T> T {name}({tensors}, {numbers}) {{
 }}"""
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether these kernels run for `x` as it is called now."""
-    if not x.is_cuda or torch.version.hip is not None:
-        return False
-    return type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+def forward(x: Tensor, how: Rounding) -> Tensor:
+    """`x`, float32, rounded as `how` says."""
+    kernel = forward_kernel(_is_known(how), how.mask is not None)
+    return kernel(x, *_tensors(how), **_numbers(how))  # type: ignore[no-any-return]
 
 
-def fake_quantize_cuda(  # noqa: PLR0913 - as grid.fake_quantize
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | int,
-    ends: tuple[int, int],
-    mask: Tensor | None = None,
-    is_dense: bool = False,
-    within: tuple[float, float] = (-INFINITY, INFINITY),
-) -> Tensor:
-    """`grid.fake_quantize` of `x` bounded to `within`, where the gradient is zero at the bounds and beyond.
-
-    The grid has the integers from the first of `ends` to the last.
-    """
-    numbers = _numbers(ends, within)
-    if isinstance(zero_point, int):
-        numbers["zero_point"], zero_point = float(zero_point), None  # type: ignore[assignment]
-    return _OnCuda.apply(x, scale, zero_point, mask, is_dense, numbers)  # type: ignore[no-any-return]
+def backward(grad: Tensor, x: Tensor, how: Rounding) -> Tensor:
+    """The gradient of `x`."""
+    kernel = backward_kernel(_is_known(how), how.mask is not None, how.is_dense)
+    return kernel(grad, x, *_tensors(how), **_numbers(how))  # type: ignore[no-any-return]
 
 
-class _OnCuda(torch.autograd.Function):
-    @staticmethod
-    def forward(  # noqa: PLR0913 - as above
-        ctx: Any, x: Tensor, scale: Tensor, zero_point: Any, mask: Any, is_dense: bool, numbers: dict[str, float]
-    ) -> Tensor:
-        ctx.save_for_backward(x, scale, zero_point, mask)
-        ctx.is_dense, ctx.numbers = is_dense, numbers
-        kernel = forward_kernel(zero_point is None, mask is not None)
-        return kernel(x.float(), *_there(scale, zero_point, mask), **numbers).to(x.dtype)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        x, scale, zero_point, mask = ctx.saved_tensors
-        kernel = backward_kernel(zero_point is None, mask is not None, ctx.is_dense)
-        rest, grad = _there(scale, zero_point, mask), grads[0].float()
-        if torch.is_grad_enabled():  # a second derivative takes the factor as it is
-            found = grad * kernel(torch.ones_like(grad), x.detach().float(), *rest, **ctx.numbers)
-        else:
-            found = kernel(grad, x.float(), *rest, **ctx.numbers)
-        return found.to(grads[0].dtype), *[None] * 5
+def _is_known(how: Rounding) -> bool:
+    return isinstance(how.zero_point, int)
 
 
-def quantized_weight(w: Tensor, scale: Tensor, mask: Tensor | None, ends: tuple[float, float]) -> Tensor:
-    """A float32 weight, or `w * mask`, on a grid whose zero point is 0."""
-    kernel = forward_kernel(True, mask is not None)
-    return kernel(w, *_there(scale, mask), **_numbers(ends), zero_point=0.0)  # type: ignore[no-any-return]
+def _tensors(how: Rounding) -> list[Tensor]:
+    return [t for t in (how.scale, how.zero_point, how.mask) if isinstance(t, Tensor)]
 
 
-def weight_gradient(grad: Tensor, w: Tensor, scale: Tensor, mask: Tensor | None, ends: tuple[float, float]) -> Tensor:
-    """The gradient of `quantized_weight`."""
-    kernel = backward_kernel(True, mask is not None, False)
-    return kernel(grad, w, *_there(scale, mask), **_numbers(ends), zero_point=0.0)  # type: ignore[no-any-return]
-
-
-def _numbers(ends: tuple[float, float], within: tuple[float, float] = (-INFINITY, INFINITY)) -> dict[str, float]:
-    return {"least": within[0], "most": within[1], "qmin": float(ends[0]), "qmax": float(ends[1])}
-
-
-def _there(*tensors: Tensor | None) -> list[Tensor]:
-    return [t for t in tensors if t is not None]
+def _numbers(how: Rounding) -> dict[str, float]:
+    numbers = zip(("qmin", "qmax", "least", "most"), (*how.ends, *how.within), strict=True)
+    known = {"zero_point": float(how.zero_point)} if _is_known(how) else {}
+    return {name: float(number) for name, number in numbers} | known
 
 
 @cache

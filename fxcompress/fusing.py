@@ -1,9 +1,8 @@
 """The graph as it is run: biases are rounded as in the file; an activation's quantizer, and the function and the pruner
-right before it, are one call, and those of small weights are all one."""
+right before it, are one call, and so is a product with the pruner and the quantizer of its weight and of its input."""
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +11,19 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from fxcompress.aliasing import is_private
-from fxcompress.bias_rounding import round_biases
+from fxcompress.bias_rounding import normed, round_biases
 from fxcompress.graph import submodule, writes_in_place
-from fxcompress.joint_calls import QuantizedActivation, QuantizedWeights, prune_and_quantize
-from fxcompress.known_scale import UNBOUNDED, Bounds
-from fxcompress.operators import RELU6S, RELUS, called
+from fxcompress.joint_calls import QuantizedActivation, Roundings, prune_and_quantize
+from fxcompress.operators import ADDS, BATCH_NORMS, PRODUCTS, RELU6S, RELUS, called
 from fxcompress.pruner import Pruner
+from fxcompress.quantized_product import QuantizedProduct, Scratch, is_product_of
 from fxcompress.quantizer import Quantizer
+from fxcompress.rounding import UNBOUNDED, Bounds
 
-SMALL = 2**16
-"""Elements of the largest weight that waits for others. Gradients of larger ones must not wait: where several processes
-train, they are sent meanwhile."""
+FREE: frozenset[Any] = PRODUCTS | ADDS | {
+    *BATCH_NORMS, nn.LayerNorm, F.layer_norm, nn.GELU, F.gelu, nn.SiLU, F.silu,
+}  # fmt: skip
+"""What yields memory of its own, which it does not read on the way back."""
 
 FUNCTIONS: dict[Bounds, Any] = {(0.0, UNBOUNDED[1]): F.relu, (0.0, 6.0): F.relu6}
 """What bounds its input so, and nothing else."""
@@ -48,22 +49,40 @@ class Row:
 
 
 def fused(graph: Graph, net: nn.Module) -> Graph:
-    """A copy of `graph` with rounded biases and one call for each row, and one for the rows of all small weights. It
-    calls the modules that `net` has now."""
+    """A copy of `graph` with rounded biases and one call for each row. It calls the modules that `net` has now."""
     copy = Graph(graph.owning_module)
     result = copy.graph_copy(graph, {})
     copy.output(result)
     round_biases(copy, net)
     rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
-    small: list[Row] = []
+    of_activations = [row for row in rows if _module(row.quantizer, net).of_activation]
+    for row in of_activations:
+        _replace(copy, row, net)
+    scratch = Scratch()
     for row in rows:
-        if _is_small_weight(row, net):
-            small.append(row)
-        elif len(row.nodes) > 1 or _module(row.quantizer, net).of_activation:
-            _replace(copy, row, net)
-    if small:
-        _join(copy, small, net)
+        if row in of_activations:
+            continue
+        if (product := _only_product(row)) is not None:
+            _multiply(product, row, net, scratch)
+        elif row.pruner is not None:
+            _replace_weight(copy, row)
+    _look_once(copy)
     return copy
+
+
+def _look_once(graph: Graph) -> None:
+    """Let all calls be given how each rounds."""
+    roundings = Roundings()
+    calls = [node for node in graph.nodes if isinstance(node.target, (QuantizedActivation, QuantizedProduct))]
+    if not calls:
+        return
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        all_of_them = graph.call_function(roundings)
+    for node in calls:
+        node.args = (all_of_them, *node.args)
+        for call in (node.target, getattr(node.target, "input", None)):
+            if call is not None:
+                roundings.add(call)
 
 
 def _row(quantizer: Node, net: Any) -> Row:
@@ -95,41 +114,51 @@ def _within(node: Node, net: Any) -> Bounds | None:
     return (0.0, 6.0) if what in RELU6S else (0.0, UNBOUNDED[1])
 
 
-def _is_small_weight(row: Row, net: nn.Module) -> bool:
-    start = row.start
-    if not isinstance(start, Node) or start.op != "get_attr":
-        return False
-    owner, _, name = str(start.target).rpartition(".")
-    weight = submodule(net, owner)._parameters.get(name)
-    return weight is not None and weight.numel() <= SMALL
+def _only_product(row: Row) -> Node | None:
+    """The product that is all that reads a row."""
+    [product, *others] = row.quantizer.users
+    return product if not others and is_product_of(product, row.quantizer) else None
 
 
-def _join(graph: Graph, rows: list[Row], net: Any) -> None:
-    modules: Any = [(_module(row.pruner, net), _module(row.quantizer, net)) for row in rows]
-    first = next(node for node in graph.nodes if node.op != "placeholder")
-    with graph.inserting_before(first):
-        weights = tuple(graph.get_attr(str(row.start.target)) for row in rows)
-        all_of_them = graph.call_function(QuantizedWeights(modules), weights)
-    for i, row in enumerate(rows):
-        with graph.inserting_before(row.quantizer):
-            one = graph.call_function(operator.getitem, (all_of_them, i))
-        weight = row.start
-        _put(graph, row, one)
-        if not weight.users:
-            graph.erase_node(weight)
+def _multiply(product: Node, row: Row, net: Any, scratch: Scratch) -> None:
+    modules: Any = _module(row.pruner, net), _module(row.quantizer, net)
+    call = QuantizedProduct(product, modules, scratch)
+    product.replace_input_with(row.quantizer, row.start)
+    product.target = call
+    for node in row.nodes:
+        product.graph.erase_node(node)
+    before: Any = product.args[0]
+    if isinstance(before.target, QuantizedActivation) and before.target.overwrites and len(before.users) == 1:
+        call.input = before.target
+        product.replace_input_with(before, before.args[0])
+        product.graph.erase_node(before)
 
 
 def _replace(graph: Graph, row: Row, net: Any) -> None:
-    quantizer: Any = _module(row.quantizer, net)
+    within = None if row.function is None else _within(row.function, net)
+    function = _module(row.function, net) or (within and FUNCTIONS[within])
+    modules = _module(row.pruner, net), _module(row.quantizer, net)
+    overwrites, before = _is_free(row.start, net)
+    call = QuantizedActivation(function, within or UNBOUNDED, *modules, overwrites, before)
     with graph.inserting_before(row.quantizer):
-        if quantizer.of_activation:
-            within = None if row.function is None else _within(row.function, net)
-            function = _module(row.function, net) or (within and FUNCTIONS[within])
-            call = QuantizedActivation(function, within or UNBOUNDED, _module(row.pruner, net), quantizer)
-            one = graph.call_function(call, (row.start,))
-        else:
-            modules = [graph.get_attr(str(n.target)) for n in (row.pruner, row.quantizer) if n is not None]
-            one = graph.call_function(prune_and_quantize, (row.start, *modules))
+        one = graph.call_function(call, (row.start,))
+    _put(graph, row, one)
+
+
+def _is_free(node: Any, net: Any) -> tuple[bool, nn.Module | None]:
+    """Whether only one reads what `node` yields, which is in memory of its own and not kept for the way back; and the
+    module that yields it, if one does."""
+    if not isinstance(node, Node) or len(node.users) != 1 or _is_seen(node, net):
+        return False, None
+    module = submodule(net, str(node.args[1].target)) if node.target is normed else _module(node, net)  # type: ignore[union-attr]
+    what = node.target if module is None else type(module)
+    return what in FREE, module
+
+
+def _replace_weight(graph: Graph, row: Row) -> None:
+    with graph.inserting_before(row.quantizer):
+        modules = [graph.get_attr(str(n.target)) for n in (row.pruner, row.quantizer) if n is not None]
+        one = graph.call_function(prune_and_quantize, (row.start, *modules))
     _put(graph, row, one)
 
 

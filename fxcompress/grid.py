@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxcompress.cuda_kernels import fake_quantize_cuda, has_kernels
+from fxcompress.kernels import fake_quantize_one, has_kernels, is_eager
 from fxcompress.masking import divided, mask_, masked, product
+from fxcompress.rounding import Rounding
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,10 @@ def fake_quantize(  # noqa: PLR0913 - all that the gradient depends on
     The gradient is one where `qmin <= round(x / scale) + zero_point <= qmax` and zero elsewhere, and where the mask is
     zero; if `is_dense` it is one there. `zero_point` is a number where that is known without a look at a tensor.
     """
-    if has_kernels(x) and not grid.binary:
-        return fake_quantize_cuda(x, scale, zero_point, (grid.qmin, grid.qmax), mask, is_dense)
+    if not grid.binary and is_eager():
+        how = Rounding(scale, zero_point, (grid.qmin, grid.qmax), mask, is_dense)
+        if has_kernels(x, how):
+            return fake_quantize_one(x, how)
     return _FakeQuantize.apply(x, scale, zero_point, grid, mask, is_dense)  # type: ignore[no-any-return]
 
 

@@ -3,117 +3,142 @@ many weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxcompress.cuda_kernels import fake_quantize_cuda, has_kernels
-from fxcompress.known_scale import Bounds, Known, fake_quantize_known
+from fxcompress.grid import broadcast
+from fxcompress.kernels import fake_quantize_one, has_kernels, is_eager
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
-from fxcompress.weight_group import Rounding, fake_quantize_all
+from fxcompress.rounding import IDLE, Bounds, Rounding
 
 
 class QuantizedActivation:
-    """`quantizer(pruner(function(x)))`, of which the first two may be missing; in passes over memory that do all of it
-    where nothing looks between them. `function` is a module or a function, and only bounds its input to `within`."""
+    """`quantizer(pruner(function(x)))`, of which the first two may be missing; in one pass over memory where nothing
+    looks between them. `function` is a module or a function, and only bounds its input to `within`.
 
-    def __init__(self, function: Any, within: Bounds, pruner: Pruner | None, quantizer: Quantizer) -> None:
+    `overwrites` says that nobody else reads `x`, the values that it was computed from or to; but for those who are told
+    of calls of the module `before`, if that made it.
+    """
+
+    def __init__(  # noqa: PLR0913 - a row and its place
+        self,
+        function: Any,
+        within: Bounds,
+        pruner: Pruner | None,
+        quantizer: Quantizer,
+        overwrites: bool = False,
+        before: nn.Module | None = None,
+    ) -> None:
         self.__name__ = "quantized_activation"
         self.function, self.within, self.pruner, self.quantizer = function, within, pruner, quantizer
-        self.known: Known | None = None
+        self.overwrites, self.before = overwrites, before
+        self.how: Rounding | None = None
+        self.place = 0
         self.modules = [m for m in (function, pruner, quantizer) if isinstance(m, nn.Module)]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Of an `x` of shape (N, ...)."""
-        if not torch.compiler.is_compiling() and self._is_alone(x):
-            if has_kernels(x):
-                return self._on_cuda(x)
-            if (known := self._known(x)) is not None:
-                return fake_quantize_known(x, known)
+    def __call__(self, roundings: Sequence[Rounding | None], x: Tensor) -> Tensor:
+        """Of an `x` of shape (N, ...). At its `place` among the `roundings` is what `rounding` says."""
+        how = self.fitting(roundings[self.place], x)
+        if how is not None and how is not IDLE:
+            return fake_quantize_one(x, how)
         if self.function is not None:
             x = self.function(x)
+        if how is IDLE:
+            return x
         if self.pruner is not None:
             return prune_and_quantize(x, self.pruner, self.quantizer)
         return self.quantizer(x)  # type: ignore[no-any-return]
 
-    def _is_alone(self, x: Tensor) -> bool:
+    def fitting(self, how: Rounding | None, x: Tensor) -> Rounding | None:
+        """How this `x` is rounded; None if by calling what there is."""
+        if how is IDLE:
+            return how
+        if how is None or not has_kernels(x, how):
+            return None
+        if how.mask is None or (how.prepared is not None and how.prepared[0] == x.shape):
+            return how
+        mask = self.pruner.fitting(x)  # type: ignore[union-attr]
+        if mask is not how.mask:
+            how = Rounding(how.scale, how.zero_point, how.ends, mask, within=how.within)
+        return how
+
+    def rounding(self) -> Rounding | None:
+        """How an input is rounded now, where a call does nothing else; that of before, where nothing is another."""
+        if _are_idle(self.pruner, self.quantizer):
+            return IDLE
+        if not self._is_alone():
+            return None
+        how, buffers, pruner = self.how, self.quantizer._buffers, self.pruner
+        scale, zero_point = buffers["scale"], buffers["zero_point"]
+        mask = None if pruner is None or not pruner.is_enabled else pruner._buffers["mask"]
+        if how is None or how.scale is not scale or how.zero_point is not zero_point or how.mask is not mask:
+            assert scale is not None and zero_point is not None
+            grid = self.quantizer.grid
+            self.how = how = Rounding(scale, zero_point, (grid.qmin, grid.qmax), mask, within=self.within)
+        how.overwrites = self.overwrites and (self.before is None or not has_hooks(self.before))
+        return how
+
+    def _is_alone(self) -> bool:
         """Whether a call does nothing but to bound, mask and round with one scale."""
         quantizer, pruner = self.quantizer, self.pruner
-        if not quantizer.is_enabled or not quantizer.has_one_scale or type(x) is not Tensor:
+        if not quantizer.is_enabled or not quantizer.has_one_scale:
             return False
         if (quantizer.training and quantizer.observing) or any(map(has_hooks, self.modules)):
             return False
         if pruner is None:
             return True
-        return (
-            pruner.is_enabled
-            and not (pruner.training and pruner.observing)
-            and not (pruner.is_dense and not pruner.is_frozen)
-        )
-
-    def _on_cuda(self, x: Tensor) -> Tensor:
-        grid, mask = self.quantizer.grid, None if self.pruner is None else self.pruner.fitting(x)
-        scale, zero_point = self.quantizer.chosen()
-        return fake_quantize_cuda(x, scale, zero_point, (grid.qmin, grid.qmax), mask, within=self.within)
-
-    def _known(self, x: Tensor) -> Known | None:
-        """What is known of scale and mask; None where they cannot be read for nothing."""
-        quantizer, pruner = self.quantizer, self.pruner
-        if not x.is_cpu or x.dtype is not torch.float32:
-            return None
-        mask: Any = None if pruner is None else pruner._buffers["mask"]
-        scale: Any = quantizer._buffers["scale"]
-        zero_point: Any = quantizer._buffers["zero_point"]
-        if scale.is_inference() or (mask is not None and mask.is_inference()):
-            return None  # what changes them is not counted
-        if self.known is None or not self.known.holds(x, scale, zero_point, mask):
-            fitting = None if pruner is None else pruner.fitting(x)
-            self.known = Known(x, quantizer.grid, self.within, (scale, zero_point, mask), fitting)
-        return self.known
+        if pruner.training and pruner.observing:
+            return False
+        return not pruner.is_enabled or not pruner.is_dense or pruner.is_frozen
 
 
-class QuantizedWeights:
-    """`quantizer(pruner(weight))` of each weight; where a weight is pruned or quantized at all, and nothing looks, with
-    all others. A pruner may be missing."""
+class Roundings:
+    """How each of some calls rounds in this forward, looked at one after the other: between convolutions, which leave
+    nothing in the caches, that takes several times as long."""
 
-    def __init__(self, modules: list[tuple[Pruner | None, Quantizer]]) -> None:
-        self.__name__ = "quantized_weights"
-        self.modules = modules
+    def __init__(self) -> None:
+        self.__name__ = "roundings"
+        self.calls: list[Any] = []
 
-    def __call__(self, *weights: Tensor) -> list[Tensor]:
-        """In the order of the modules."""
-        how = {} if torch.compiler.is_compiling() else self._roundings(weights)
-        found = {
-            i: quantizer(w) if pruner is None else prune_and_quantize(w, pruner, quantizer)
-            for i, (w, (pruner, quantizer)) in enumerate(zip(weights, self.modules, strict=True))
-            if i not in how
-        }
-        if how:
-            found |= zip(how, fake_quantize_all([weights[i] for i in how], list(how.values())), strict=True)
-        return [found[i] for i in range(len(weights))]
+    def __call__(self) -> list[Rounding | None]:
+        """By their places."""
+        if not is_eager() or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+            return [None] * len(self.calls)
+        return [call.rounding() for call in self.calls]
 
-    def _roundings(self, weights: tuple[Tensor, ...]) -> dict[int, Rounding]:
-        each = (_rounding(modules, w) for modules, w in zip(self.modules, weights, strict=True))
-        return {i: how for i, how in enumerate(each) if how is not None}
+    def add(self, call: Any) -> None:
+        """Give a call its place."""
+        call.place = len(self.calls)
+        self.calls.append(call)
 
 
-def _rounding(modules: tuple[Pruner | None, Quantizer], weight: Tensor) -> Rounding | None:
-    """How the weight is rounded; None where its modules have to be called."""
+def weight_rounding(modules: tuple[Pruner | None, Quantizer], axes: int, before: Rounding | None) -> Rounding | None:
+    """How a weight of so many axes is rounded, the same as `before` if it is; None if by calling its modules."""
     pruner, quantizer = modules
-    if not quantizer.is_enabled or not quantizer.has_fixed_grid or looks(quantizer) or not _is_plain(weight):
+    if _are_idle(pruner, quantizer):
+        return IDLE
+    mask, is_dense, scale = None, False, None
+    if pruner is not None and pruner.is_enabled:
+        mask, is_dense = pruner._buffers["mask"], pruner.is_dense and not pruner.is_frozen
+    if quantizer.is_enabled:
+        scale = quantizer._buffers["scale"] if quantizer.has_fixed_grid and not quantizer.plan.block else None
+    if looks(quantizer) or (pruner is not None and looks(pruner)):
         return None
-    if pruner is not None and (not pruner.is_enabled or looks(pruner) or (pruner.is_dense and not pruner.is_frozen)):
+    if scale is None and (mask is None or quantizer.is_enabled):
         return None
-    grid = quantizer.grid
-    mask = None if pruner is None else pruner.mask.view(torch.uint8)
-    return Rounding(quantizer.spread(quantizer.scale, weight), grid.qmin - grid.centre, grid.qmax - grid.centre, mask)
-
-
-def _is_plain(weight: Tensor) -> bool:
-    is_trained = weight.requires_grad or not torch.is_grad_enabled()
-    return is_trained and type(weight) in (Tensor, nn.Parameter) and weight.dtype is torch.float32
+    is_same = before is not None and before.of is scale and before.mask is mask and before.is_dense is is_dense
+    if is_same and (scale is None or before.scale.data_ptr() == scale.data_ptr()):  # type: ignore[union-attr]
+        return before
+    if scale is None:
+        return Rounding(None, mask=mask, is_dense=is_dense)
+    grid, spread = quantizer.grid, broadcast(scale, quantizer.axis, axes)
+    how = Rounding(spread, grid.centre, (grid.qmin, grid.qmax), mask, is_dense)
+    how.of = scale
+    return how
 
 
 def prune_and_quantize(x: Tensor, pruner: Pruner, quantizer: Quantizer) -> Tensor:
@@ -121,6 +146,13 @@ def prune_and_quantize(x: Tensor, pruner: Pruner, quantizer: Quantizer) -> Tenso
     if pruner.is_enabled and quantizer.is_enabled and not looks(pruner) and not looks(quantizer):
         return quantizer.on_grid(x, pruner.fitting(x), pruner.is_dense and not pruner.is_frozen)
     return quantizer(pruner(x))  # type: ignore[no-any-return]
+
+
+def _are_idle(pruner: Pruner | None, quantizer: Quantizer) -> bool:
+    """Whether both give what they get, and nobody sees it."""
+    if quantizer.is_enabled or looks(quantizer):
+        return False
+    return pruner is None or not (pruner.is_enabled or looks(pruner))
 
 
 def looks(module: Pruner | Quantizer) -> bool:

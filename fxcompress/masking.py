@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxcompress import cpu_kernels
+from fxcompress.kernels import has_kernels, is_eager
+from fxcompress.rounding import Rounding
+
 CHUNK = 2**18
 """About how many elements are multiplied at once, where bytes have to be made floats."""
 
@@ -24,8 +28,16 @@ def product(x: Tensor, mask: Tensor) -> Tensor:
     """`x * mask` in memory of its own, laid out as `x` is."""
     if torch.compiler.is_compiling():
         return x * mask
+    if _has_loop(x, how := Rounding(None, mask=mask)):
+        out = torch.empty_like(x)
+        cpu_kernels.run([cpu_kernels.rounded(x, how, out)], x.numel())
+        return out
     ones = ones_of(x, mask)
     return ones.mul_(x) if mask.shape == x.shape else x * ones
+
+
+def _has_loop(x: Tensor, how: Rounding) -> bool:
+    return x.is_cpu and x.dtype is torch.float32 and is_eager() and has_kernels(x, how)
 
 
 def divided(x: Tensor, by: Tensor, mask: Tensor | None) -> Tensor:
@@ -50,6 +62,9 @@ def mask_(x: Tensor, mask: Tensor) -> Tensor:
     """Multiply `x`, in place."""
     if torch.compiler.is_compiling():
         return x * mask
+    if _has_loop(x, how := Rounding(None, mask=mask)):
+        cpu_kernels.run([cpu_kernels.rounded(x, how, x)], x.numel())
+        return x
     if mask.shape != x.shape:
         return x.mul_(ones_of(x, mask))
     ones = mask.view(torch.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,10 +50,20 @@ def _without_least(scores: Tensor, count: int) -> Tensor:
     flat = scores.flatten()
     if count == 0:
         return torch.ones_like(scores, dtype=torch.bool)
+    if flat.is_cpu:  # PyTorch's own operators take the memory of several copies
+        return torch.from_numpy(_all_but_least(flat.detach().float().numpy(), count)).view(scores.shape)
     threshold = flat.kthvalue(count).values
     below, ties = flat < threshold, flat == threshold
     pruned = below | (ties & (ties.cumsum(0) <= count - below.sum()))
     return ~pruned.view(scores.shape)
+
+
+def _all_but_least(flat: np.ndarray, count: int) -> np.ndarray:
+    threshold = np.partition(flat, count - 1)[count - 1]
+    stays: np.ndarray = ~(flat < threshold)
+    ties = np.flatnonzero(flat == threshold)
+    stays[ties[: count - (len(flat) - np.count_nonzero(stays))]] = False
+    return stays
 
 
 def kept_of_each(scores: Tensor, pattern: Grouped, axis: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxcompress.gates import gated
-from fxcompress.grid import Grid, broadcast, fake_quantize, leaves_at_half
+from fxcompress.grid import Grid, broadcast, fake_quantize
 from fxcompress.learned import gradient_scale, learned_quantize, positive, zero_point_of
 from fxcompress.masking import masked
 from fxcompress.observer import Observer
@@ -77,8 +77,7 @@ class Quantizer(nn.Module):
         self.is_enabled = False
         is_fixed = not (plan.learned or plan.grid.binary)
         self.has_one_scale = is_fixed and self.of_activation
-        is_symmetric = plan.grid.symmetric and leaves_at_half(plan.grid, plan.grid.centre)
-        self.has_fixed_grid = is_fixed and is_symmetric and not self.of_activation
+        self.has_fixed_grid = is_fixed and plan.grid.symmetric and not self.of_activation
 
     @property
     def grid(self) -> Grid:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,14 +18,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import fxcompress as fxc
+from fxcompress import cpu_kernels
+from fxcompress import grid as grids
 from fxcompress.errors import InputError
 from fxcompress.fusing import fused
 from fxcompress.grid import Grid, fake_quantize
-from fxcompress.joint_calls import QuantizedActivation, QuantizedWeights
-from fxcompress.known_scale import UNBOUNDED, Bounds, Known, _ends, fake_quantize_known
+from fxcompress.joint_calls import QuantizedActivation
+from fxcompress.kernels import fake_quantize_one, has_kernels
 from fxcompress.pruner import Pruner
+from fxcompress.quantized_product import QuantizedProduct
 from fxcompress.quantizer import Plan, Quantizer
-from fxcompress.weight_group import Rounding, fake_quantize_all
+from fxcompress.rounding import UNBOUNDED, Bounds, Rounding
 
 GRIDS = [
     *(Grid(bits, True, True, narrow=True) for bits in (2, 4, 8, 16)),
@@ -84,61 +90,77 @@ def test_values_and_gradients_are_those_of_the_formulas(case: Any, is_dense: boo
 WITHIN = [UNBOUNDED, (0.0, torch.inf), (0.0, 6.0), (-3.0, 0.0), (-0.5, 0.25)]
 
 
-@given(cases(), st.sampled_from(WITHIN), st.booleans())
-def test_a_known_scale_gives_the_same_bits(case: Any, within: Bounds, has_mask: bool) -> None:
+@given(cases(), st.sampled_from(WITHIN), st.booleans(), st.booleans())
+def test_one_pass_gives_the_bits_of_operators(case: Any, within: Bounds, has_mask: bool, is_dense: bool) -> None:
     x, mask, scale, zero, grid = case
-    x, scale, zero = x.float(), scale.flatten()[0], torch.as_tensor(zero, dtype=torch.int32)
-    mask = mask if has_mask and mask.ndim < x.ndim else torch.ones(x.shape[1:], dtype=torch.bool)
+    ends, is_dense = (grid.qmin, grid.qmax), is_dense and within == UNBOUNDED
+    mask = mask if has_mask else None
     x = x.requires_grad_()
-    known = Known(x, grid, within, (scale, zero, None), mask if has_mask else None)
     bounded = x if within == UNBOUNDED else torch.nn.functional.hardtanh(x, *within)
-    expected = fake_quantize(bounded, scale, zero, grid, mask)
-    found = fake_quantize_known(x, known)
+    expected = grids._FakeQuantize.apply(bounded, scale, zero, grid, mask, is_dense)
+    how = Rounding(scale, zero, ends, mask, is_dense, within)
+    assert has_kernels(x, how)
+    found = fake_quantize_one(x, how)
     assert bits(found) == bits(expected)
-    gradient = torch.randn(x.shape)
+    gradient = torch.randn(x.shape).to(x.dtype)
     assert torch.equal(*(torch.autograd.grad(y, x, gradient)[0] for y in (found, expected)))
 
 
-@given(st.floats(1e-30, 1e30), st.sampled_from(GRIDS), st.integers(0, 2**16))
-def test_the_gradient_ends_where_rounding_leaves_the_grid(scale: float, grid: Grid, zero: int) -> None:
-    zero_point = min(max(zero + grid.qmin, grid.qmin), grid.qmax)
-    s = np.float32(scale)
-    least, most, *_ = _ends(float(s), zero_point, grid, UNBOUNDED)
-    beside = np.array([np.nextafter(np.float32(end), np.float32(to)) for end, to in ((least, np.inf), (most, -np.inf))])
-    inside, outside = np.rint(beside / s) + zero_point, np.rint(np.array([least, most], np.float32) / s) + zero_point
-    assert inside.tolist() == [grid.qmin, grid.qmax]
-    assert outside[0] < grid.qmin
-    assert outside[1] > grid.qmax
+@given(
+    st.permutations(range(4)), st.sampled_from([None, 0, 1, 2, 3]), st.sampled_from([(4,), (3,), (2, 3), (1, 2, 3)]),
+    st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+def test_one_pass_serves_every_dense_layout(
+    order: list[int], axis: int | None, covered: tuple[int, ...], threads: int, is_affine: bool
+) -> None:
+    """Scales along any axis, masks that cover axes whole, memory in any order; shared among threads."""
+    torch.manual_seed(0)
+    shape, grain = (2, 3, 4, 5), cpu_kernels.GRAIN
+    x = torch.randn([shape[i] for i in order]).permute([order.index(i) for i in range(4)]).requires_grad_()
+    along = [n if i == axis else 1 for i, n in enumerate(shape)]
+    scale = torch.rand(along) / 9 + 0.1 if axis is not None else torch.tensor(0.2)
+    zero = torch.randint(-3, 3, scale.shape, dtype=torch.int32) if is_affine else 0
+    of_sample = [1 if i in covered else n for i, n in enumerate(shape)][1:]
+    mask = torch.rand(of_sample) > 0.5
+    expected = grids._FakeQuantize.apply(x, scale, zero, Grid(4, True, False), mask, False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    cpu_kernels.GRAIN = 8
+    try:
+        how = Rounding(scale, zero, (-8, 7), mask)
+        assert has_kernels(x, how)
+        found = fake_quantize_one(x, how)
+        gradient = torch.randn(shape)
+        gradients = [torch.autograd.grad(y, x, gradient)[0] for y in (found, expected)]
+    finally:
+        torch.set_num_threads(before)
+        cpu_kernels.GRAIN = grain
+    assert bits(found) == bits(expected)
+    assert found.stride() == x.stride()
+    assert torch.equal(*gradients)
 
 
-@given(st.lists(st.tuples(st.integers(1, 4), st.booleans(), st.booleans()), min_size=1, max_size=5), st.integers(0, 99))
-def test_weights_together_are_what_each_is_alone(shapes: list[tuple[int, bool, bool]], seed: int) -> None:
-    torch.manual_seed(seed)
-    grid = Grid(4, True, True, narrow=True)
-    weights = [torch.randn(n, 3, 1, 2).requires_grad_() for n, *_ in shapes]
-    scales = [torch.rand(n, 1, 1, 1) / 4 + 0.05 for n, *_ in shapes]
-    masks = [torch.rand(n, 3, 1, 2) > 0.5 if has_mask else None for n, has_mask, _ in shapes]
-    how = [Rounding(s, -7, 7, None if m is None else m.view(torch.uint8)) for s, m in zip(scales, masks, strict=True)]
-    found = fake_quantize_all(weights, how)
-    for w, s, m, y, (_, _, is_used) in zip(weights, scales, masks, found, shapes, strict=True):
-        expected = fake_quantize(w, s, 0, grid, m)
-        assert bits(y) == bits(expected)
-        w.wanted = torch.autograd.grad(expected.square().sum(), w)[0] if is_used else None  # type: ignore[attr-defined]
-    used = [y.square().sum() for y, (*_, is_used) in zip(found, shapes, strict=True) if is_used]
-    if used:
-        sum(used).backward()  # type: ignore[union-attr]
-    for w in weights:
-        assert (w.grad is None) == (w.wanted is None)  # type: ignore[attr-defined]
-        assert w.grad is None or torch.equal(w.grad, w.wanted)  # type: ignore[attr-defined]
+def test_no_kernel_for_memory_with_gaps_or_repeats() -> None:
+    scale = torch.tensor(0.1)
+    how = Rounding(scale, 0, (-128, 127))
+    assert not has_kernels(torch.ones(4, 4)[:, ::2], how)
+    assert not has_kernels(torch.ones(4, 1).expand(4, 4), how)
+    assert not has_kernels(torch.empty(0, 3), how)
+    assert not has_kernels(torch.ones(4, 4), Rounding(torch.rand(4, 4), 0, (-128, 127)))
+    for x in (torch.randn(4, 4)[:, ::2], torch.randn(4, 1).expand(4, 4), torch.empty(0, 3)):
+        grid = Grid(8, True, True)
+        assert bits(fake_quantize(x, scale, 0, grid)) == bits(
+            simple(x, torch.ones(x.shape), scale, torch.tensor(0), grid)[0]
+        )
 
 
-def test_weights_together_have_a_second_derivative() -> None:
-    w, g = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
-    mask = torch.tensor([[True, False, True]] * 2)
-    (y,) = fake_quantize_all([w], [Rounding(torch.full((2, 1), 0.1), -7, 7, mask.view(torch.uint8))])
-    [first] = torch.autograd.grad(y, w, g, create_graph=True)
-    [second] = torch.autograd.grad(first.sum(), g)
-    assert torch.equal(second, ((w.detach() / 0.1).round().abs() <= 7).float() * mask)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, -0.0])
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_what_is_no_number_shows(bad: float, has_mask: bool) -> None:
+    x, scale, grid = torch.full((2, 40), bad), torch.tensor(0.1), Grid(8, True, True)
+    mask = torch.arange(40) % 2 > 0 if has_mask else None
+    expected = grids._FakeQuantize.apply(x, scale, 0, grid, mask, False)
+    assert bits(fake_quantize(x, scale, 0, grid, mask)) == bits(expected)
 
 
 @pytest.mark.parametrize("what", ["scale", "zero_point", "mask"])
@@ -224,8 +246,8 @@ def test_a_net_computes_what_it_computes_one_after_the_other() -> None:
     net, x = compressed(), torch.randn(4, 3, 8, 8)
     twin = apart(net)
     run = [type(n.target) for n in fused(net.graph, net).nodes]
-    assert run.count(QuantizedWeights) == 1
-    assert run.count(QuantizedActivation) == 4
+    assert run.count(QuantizedProduct) == 3
+    assert run.count(QuantizedActivation) == 2  # the input's, and that of the sum that nobody multiplies
     ys = [one(x) for one in (net, twin)]
     assert torch.equal(*ys)
     for one, y in zip((net, twin), ys, strict=True):
@@ -233,6 +255,91 @@ def test_a_net_computes_what_it_computes_one_after_the_other() -> None:
         (y**2).sum().backward()
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
+
+
+PRODUCTS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "linear": (nn.Linear(5, 4), (3, 5)),
+    "linear of tokens": (nn.Linear(5, 4, bias=False), (3, 2, 5)),
+    "conv1d": (nn.Conv1d(4, 6, 3, padding=1, groups=2), (2, 4, 7)),
+    "conv2d": (nn.Conv2d(4, 6, (3, 1), stride=(2, 1), dilation=2, bias=False), (2, 4, 9, 6)),
+    "same": (nn.Conv2d(4, 6, 3, padding="same"), (2, 4, 5, 5)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4), (2, 4, 5, 5)),
+    "conv3d": (nn.Conv3d(2, 3, 2), (2, 2, 3, 4, 5)),
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 4, 5, 5)),
+    "of one image": (nn.Conv2d(4, 6, 3), (4, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("spec", [SPEC, "Q8(w)", "P0.5(w) -> Q4(w,f)"])
+def test_a_product_computes_what_its_parts_do(kind: str, layout: Any, spec: str) -> None:
+    """A square before it makes its input one that may be overwritten, and gives second derivatives something to find."""
+    product, shape = PRODUCTS[kind]
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.product = copy.deepcopy(product)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.product(torch.relu(x * x + x)) ** 2
+
+    x = torch.randn(shape)
+    net = fxc.compress(Net(), spec, x, total_steps=10)
+    for _ in range(10):
+        net(torch.randn(shape)).sum().backward()
+        net.schedule.step()
+    if len(shape) == 4:
+        net, x = net.to(memory_format=layout), x.contiguous(memory_format=layout)
+    grads, ys = [], []
+    for one in (net, apart(net)):
+        leaf = x.clone().requires_grad_()
+        inputs = [leaf, *one.parameters()]
+        y = one(leaf)
+        first = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+        taped = torch.autograd.grad(y.sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in taped), inputs, allow_unused=True)
+        ys.append(y)
+        grads.append([*first, *(g for g in second if g is not None)])
+        with torch.no_grad():
+            assert torch.equal(one(x), y)
+    assert torch.equal(*ys)
+    assert len(grads[0]) == len(grads[1])
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_weight_that_changes_between_the_ways_is_an_error() -> None:
+    net, x = compressed(), torch.randn(4, 3, 8, 8)
+    y = net(x).sum()
+    with torch.no_grad():
+        next(net.parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_what_a_hook_saw_stays_as_it_was() -> None:
+    """A quantizer takes the memory of a batch norm's output, but not where somebody may have kept that."""
+    net, x, seen = compressed(), torch.randn(4, 3, 8, 8), []
+    expected = net(x)
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    norm.register_forward_hook(lambda module, args, out: seen.append((out, out.clone())))
+    torch.testing.assert_close(net(x), expected)
+    [(kept, copied)] = seen
+    assert torch.equal(kept, copied)
+
+
+def test_one_net_in_several_threads() -> None:
+    """Each call rounds its weights in memory that no other has."""
+    net = compressed().eval()
+    xs = [torch.randn(64, 3, 8, 8) for _ in range(8)]
+    with torch.no_grad():
+        expected = [net(x) for x in xs]
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(5):
+                assert all(map(torch.equal, pool.map(net, xs), expected))
 
 
 def test_whoever_looks_at_a_module_sees_what_it_is_called_on() -> None:
@@ -317,3 +424,137 @@ def test_tensors_without_data_leave_nothing_behind() -> None:
 def test_data_parallel_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="train with DistributedDataParallel"):
         compressed()._replicate_for_data_parallel()
+
+
+def test_scales_and_masks_of_other_types_or_memory_are_not_misread() -> None:
+    x, grid = torch.randn(4, 8), Grid(8, True, True)
+    assert not has_kernels(x, Rounding(torch.tensor(0.1).half(), 0, (-128, 127)))
+    assert not has_kernels(x, Rounding(torch.rand(8, 1)[::2], 0, (-128, 127)))
+    assert not has_kernels(x, Rounding(torch.tensor(0.1), torch.tensor(1.0), (-128, 127)))
+    how = Rounding(torch.tensor(0.1), 0, (-128, 127), mask=torch.ones(4, 8, dtype=torch.bool))
+    fake_quantize_one(x, how)
+    how.scale.data, how.mask.data = torch.tensor(0.5), torch.arange(32).view(4, 8) % 2 > 0  # type: ignore[union-attr]
+    assert has_kernels(x, how)
+    assert bits(fake_quantize_one(x, how)) == bits(fake_quantize(x, torch.tensor(0.5), 0, grid, how.mask))
+
+
+FEWER = """
+import torch
+from fxcompress import cpu_kernels
+from fxcompress.grid import Grid, fake_quantize
+torch.set_num_threads(4)
+x = torch.randn(2**18)
+y = fake_quantize(x, torch.tensor(0.1), 0, Grid(8, True, True))
+print(torch.equal(y, (x / 0.1).round().clamp(-128, 127) * torch.tensor(0.1)))
+"""
+
+
+@pytest.mark.parametrize(
+    "limits", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}, {"OMP_NUM_THREADS": "3"}], ids=str
+)
+def test_all_is_rounded_though_fewer_threads_come(limits: dict[str, str]) -> None:
+    environment = os.environ | limits
+    done = subprocess.run([sys.executable, "-c", FEWER], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"
+
+
+NOWHERE = """
+from numba.core import caching
+for kind in (getattr(caching, "CacheImpl", None) or caching._CacheImpl).__subclasses__():
+    kind._locator_classes = []
+"""
+
+
+def test_loops_need_no_place_for_a_cache() -> None:
+    """Neither the package's folder nor the user's own can be written to: what is compiled is not kept."""
+    done = subprocess.run([sys.executable, "-c", NOWHERE + FEWER], check=True, capture_output=True, text=True)
+    assert done.stdout == "True\n"
+
+
+class Dense(nn.Module):
+    """Convolution, norm and SiLU in place, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.silu = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.silu(self.norm(self.conv(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def dense() -> Any:
+    torch.manual_seed(0)
+    return on(fxc.compress(Dense(), SPEC, torch.randn(4, 3, 8, 8), total_steps=10))
+
+
+def gradients(net: Any, x: Tensor) -> list[Tensor]:
+    net.zero_grad()
+    net(x).square().sum().backward()
+    return [p.grad.clone() for p in net.parameters()]
+
+
+def test_the_way_back_under_autocast_is_that_of_the_way_there() -> None:
+    net, x = dense(), torch.randn(4, 3, 8, 8)
+    expected = gradients(net, x)
+    net.zero_grad()
+    loss = net(x).square().sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.backward()
+    for p, wanted in zip(net.parameters(), expected, strict=True):
+        assert torch.equal(p.grad, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_type_is_not_that_of_memory(dtype: torch.dtype) -> None:
+    net, x = dense(), torch.randn(4, 3, 8, 8)
+    expected = gradients(copy.deepcopy(net), x)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = gradients(net, x)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_memory_that_somebody_else_sees_in_place_is_not_written_over() -> None:
+    class Seen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            a = self.first(x)
+            return self.last(torch.nn.functional.silu(a, inplace=True)), a
+
+    x = torch.randn(4, 3, 8, 8)
+    net = fxc.compress(Seen(), "Q4(w,f)", x, total_steps=10)
+    for _ in range(10):
+        net(x)[0].sum().backward()
+        net.schedule.step()
+    assert all(map(torch.equal, net(x), apart(net)(x)))
+
+
+def test_a_hook_on_a_weight_is_called_once() -> None:
+    net, x, called = dense(), torch.randn(4, 3, 8, 8), []
+    net.conv.weight.register_hook(lambda g: called.append(g))
+    torch.autograd.grad(net(x).square().sum(), list(net.parameters()), create_graph=True)
+    assert len(called) == 1
+
+
+def test_exchanged_memory_of_scales_counts_at_once() -> None:
+    net, x = dense(), torch.randn(4, 3, 8, 8)
+    gradients(net, x)
+    for module in net.modules():
+        if isinstance(module, Quantizer):
+            module.scale.data = module.scale * 2
+            module.zero_point.data = module.zero_point.clone()
+    assert torch.equal(net(x), apart(net)(x))
+
+
+def test_what_is_infinite_is_bounded_before_it_is_masked() -> None:
+    x = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1.0]] * 2)
+    mask, scale = torch.tensor([False, False, True, True]), torch.tensor(0.1)
+    found = fake_quantize_one(x, Rounding(scale, 0, (0, 255), mask, within=(0.0, 6.0)))
+    assert bits(found) == bits(fake_quantize(torch.nn.functional.relu6(x), scale, 0, Grid(8, False, False), mask))
