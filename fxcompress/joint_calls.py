@@ -1,5 +1,5 @@
-"""What stands in the graph as it is run for an activation function, a pruner and a quantizer in a row, and for those of
-many weights."""
+"""What stands in the graph as it is run for an activation function, a pruner and a quantizer in a row; and how each
+rounds in this forward."""
 
 from __future__ import annotations
 

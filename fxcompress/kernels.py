@@ -44,8 +44,11 @@ class _OnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, how: Rounding, overwrites: bool) -> Tensor:
-        # The same memory, but no view of `x`, which would be one to autograd.
-        out, keep = torch.empty(0, dtype=x.dtype, device=x.device).set_(x) if overwrites else torch.empty_like(x), None  # type: ignore[call-overload]
+        if overwrites:  # the same memory, but no view of `x`, which would be one to autograd
+            out = torch.empty(0, dtype=x.dtype, device=x.device).set_(x)  # type: ignore[call-overload]
+        else:
+            out = torch.empty_like(x)
+        keep = None
         if ctx.needs_input_grad[0]:
             keep = torch.empty_like(x, dtype=torch.uint8)
             ctx.save_for_backward(keep)
