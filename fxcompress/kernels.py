@@ -44,11 +44,7 @@ class _OnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, how: Rounding, overwrites: bool) -> Tensor:
-        if overwrites:  # the same memory, but no view of `x`, which would be one to autograd
-            out = torch.empty(0, dtype=x.dtype, device=x.device).set_(x)  # type: ignore[call-overload]
-        else:
-            out = torch.empty_like(x)
-        keep = None
+        out, keep = _alias(x) if overwrites else torch.empty_like(x), None
         if ctx.needs_input_grad[0]:
             keep = torch.empty_like(x, dtype=torch.uint8)
             ctx.save_for_backward(keep)
@@ -64,6 +60,11 @@ class _OnCPU(torch.autograd.Function):
         out = torch.empty_like(grad)
         cpu_kernels.run((cpu_kernels.gated(grad, keep, out),), grad.numel(), is_gate=True)
         return out, None, None
+
+
+def _alias(x: Tensor) -> Tensor:
+    """The same memory, but no view of `x` to autograd."""
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x)  # type: ignore[call-overload, no-any-return]
 
 
 def laid_out(t: Tensor, like: Tensor) -> Tensor:
