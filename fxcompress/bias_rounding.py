@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from fxcompress import bias_kernels
 from fxcompress.graph import module_of
 from fxcompress.integer import per_output_channel
 from fxcompress.joint_calls import has_hooks
+from fxcompress.kernels import is_eager
 from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_constant, shape_of, weight_of
 from fxcompress.placement import LARGEST, folded_product, quantizers_before
 from fxcompress.pruner import Pruner
@@ -54,14 +56,15 @@ class RoundedBiases:
         if not acting:
             return found
         these: list[Product] = [(*self.quantizers[i], *others[i]) for i in acting]
-        biases = [_bias_of(product) for product in these]
-        each = _together(these, *biases) if torch.compiler.is_compiling() else _Rounded.apply(these, *biases)
+        biases = [bias_of_product(product) for product in these]
+        each = rounded_together(these, *biases) if torch.compiler.is_compiling() else _Rounded.apply(these, *biases)
         for i, one in zip(acting, each, strict=True):
             found[i] = one
         return found
 
 
-def _together(products: list[Product], *biases: Tensor) -> tuple[Tensor, ...]:
+def rounded_together(products: list[Product], *biases: Tensor) -> tuple[Tensor, ...]:
+    """The biases of these products, each of shape [channels], rounded as one vector."""
     joined, counts = torch.cat(biases), [len(bias) for bias in biases]
     rounded = torch.split_with_sizes(joined + _shifts(products, joined, counts), counts)
     return tuple(one.to(bias.dtype) for one, bias in zip(rounded, biases, strict=True))
@@ -73,19 +76,34 @@ class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, products: list[Product], *biases: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        return _together(products, *biases)
+        if is_eager():
+            each = [tensors_of(product, bias) for product, bias in zip(products, biases, strict=True)]
+            if bias_kernels.has_loop(each):
+                return bias_kernels.rounded(each, [0.0 if norm is None else norm.eps for _, _, norm, _ in products])
+        return rounded_together(products, *biases)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return None, *grads
 
 
-def _bias_of(product: Product) -> Tensor:
+def bias_of_product(product: Product) -> Tensor:
+    """What is rounded, of shape [channels]."""
     _, _, norm, bias = product
     if norm is not None:
         bias = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
     assert bias is not None
     return bias
+
+
+def tensors_of(product: Product, bias: Tensor) -> bias_kernels.Tensors:
+    """What the rounding of this bias depends on."""
+    of_input, of_weight, norm, own = product
+    scales = _scale(of_weight), _scale(of_input)
+    if norm is None:
+        return bias, None, None, None, None, *scales
+    statistics = norm._buffers
+    return bias, statistics["running_mean"], statistics["running_var"], norm.weight, own, *scales
 
 
 @torch.no_grad()
@@ -117,7 +135,8 @@ def _gains_and_means(products: list[Product]) -> tuple[Tensor, Tensor]:
     means = torch.cat([n.running_mean for n in norms]).float()
     if any(bias is not None for *_, bias in products):
         means -= torch.cat([torch.zeros_like(n.running_mean) if b is None else b for _, _, n, b in products])
-    return gammas / torch.sqrt(variances + least), means
+    # In float64, since PyTorch's root of a float32 may be off by one bit, on some machines.
+    return gammas / torch.sqrt((variances + least).double()).float(), means
 
 
 def _scale(quantizer: Quantizer) -> Tensor:

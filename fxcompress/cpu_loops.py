@@ -32,7 +32,9 @@ _SHIFT = np.float32(1.5 * 2**23)
 """Beside it float32 holds whole numbers only, those within 2^22: a sum with it is rounded."""
 
 
-def _pointer_to(kind: Any) -> Any:
+def pointer_to(kind: Any) -> Any:
+    """What makes of an address a pointer to this."""
+
     @intrinsic
     def pointer(context: Any, address: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -43,8 +45,8 @@ def _pointer_to(kind: Any) -> Any:
     return pointer
 
 
-_floats, _bytes, _ints = _pointer_to(types.float32), _pointer_to(types.uint8), _pointer_to(types.int32)
-_headers, _jobs = _pointer_to(from_dtype(HEADER)), _pointer_to(from_dtype(JOB))
+_floats, _bytes, _ints = pointer_to(types.float32), pointer_to(types.uint8), pointer_to(types.int32)
+_headers, _jobs = pointer_to(from_dtype(HEADER)), pointer_to(from_dtype(JOB))
 
 
 @intrinsic
@@ -166,12 +168,13 @@ def _run(address: Any) -> None:
             _rows(jobs[i], start, stop)
 
 
-def _compiled() -> Any:
+def compiled(function: Any) -> Any:
+    """A function of C that takes an address."""
     signature = types.void(types.intp)
     try:
-        return cfunc(signature, error_model="numpy", cache=True)(_run)
+        return cfunc(signature, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither this folder nor the user's own can be written to
-        return cfunc(signature, error_model="numpy")(_run)
+        return cfunc(signature, error_model="numpy")(function)
 
 
-run = _compiled()
+run = compiled(_run)

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxcompress as fxc
-from fxcompress.bias_rounding import RoundedBiases, normed
+from fxcompress import bias_kernels
+from fxcompress.bias_rounding import RoundedBiases, bias_of_product, normed, rounded_together, tensors_of
 from fxcompress.frozen import freeze
 from fxcompress.fusing import fused
+from fxcompress.grid import Grid
+from fxcompress.quantizer import Plan, Quantizer
 
 SPEC = "Q8(w,f)@1"
+INT8 = Grid(8, signed=True, symmetric=True)
 
 
 def nearly_dead(**options: Any) -> nn.Module:
@@ -101,6 +105,31 @@ def test_a_product_s_own_bias_is_rounded() -> None:
     assert not torch.equal(found, bias)
     [gradient] = torch.autograd.grad(found.sum(), bias)
     assert torch.equal(gradient, torch.ones(2))
+
+
+@given(st.integers(0, 2**16), st.sampled_from([1, 3, 12]), st.booleans(), st.booleans())
+def test_the_loop_has_the_bits_of_the_operators(seed: int, scales: int, has_own: bool, has_gamma: bool) -> None:
+    torch.manual_seed(seed)
+    norm = nn.BatchNorm1d(12, affine=has_gamma, eps=10.0 ** -(seed % 6))
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_()[seed % 12] = [0.0, torch.inf, torch.nan][seed % 3]
+    if has_gamma:
+        nn.init.normal_(norm.weight).data[seed % 11] = 0.0
+        nn.init.normal_(norm.bias)
+    of_input, of_weight = Quantizer(Plan(INT8)), Quantizer(Plan(INT8, axis=0), (scales, 2))
+    of_input.scale.uniform_(0.0, 0.1)
+    of_weight.scale.uniform_(0.0, 0.1)[0] = [0.1, 1e-38][seed % 2]
+    own = torch.randn(12) if has_own else None
+    products: Any = [(of_input, of_weight, norm, own), (of_input, of_weight, None, torch.randn(12))]
+    biases = [bias_of_product(product).detach() for product in products]
+    each = [tensors_of(product, bias) for product, bias in zip(products, biases, strict=True)]
+    assert bias_kernels.has_loop(each)
+    found = bias_kernels.rounded(each, [norm.eps, 0.0])
+    expected = rounded_together(products, *biases)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    wrong_size: Any = (biases[0], torch.ones(11), *each[0][2:])
+    assert not bias_kernels.has_loop([wrong_size])
 
 
 def test_nothing_is_rounded_before_both_are_quantized() -> None:

@@ -44,8 +44,8 @@ SPEC = "P0.5(w,f) -> Q8(w,f)"
 STEPS = 20
 WARM_UP = 3
 KINDS = ("float", "before", "on", "float compiled", "on compiled", "torch.ao")
-MODELS = {"resnet18": (32, 32), "mobilenet_v2": (32, 32), "vit_tiny": (8, 224)}
-"""Batch and side of the images."""
+MODELS = {"resnet18": (32, 32), "resnet18_cifar": (32, 32), "mobilenet_v2": (32, 32), "vit_tiny": (8, 224)}
+"""Batch and side of the images. `resnet18_cifar` has the stem that is usual for small images: no stride, no pooling."""
 
 
 def main() -> None:
@@ -225,7 +225,10 @@ def _model(name: str) -> nn.Module:
         import timm
 
         return timm.create_model("vit_tiny_patch16_224", num_classes=10).train()  # type: ignore[no-any-return]
-    return torchvision.models.get_model(name, weights=None, num_classes=10).train()  # type: ignore[no-any-return]
+    net: Any = torchvision.models.get_model(name.removesuffix("_cifar"), weights=None, num_classes=10)
+    if name.endswith("_cifar"):
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return net.train()  # type: ignore[no-any-return]
 
 
 def _by_torch(model: nn.Module, images: torch.Tensor) -> nn.Module | None:
