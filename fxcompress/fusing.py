@@ -54,6 +54,7 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
     result = copy.graph_copy(graph, {})
     copy.output(result)
     round_biases(copy, net)
+    _ask_for_sizes_before(copy, net)
     rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
     of_activations = [row for row in rows if _module(row.quantizer, net).of_activation]
     for row in of_activations:
@@ -68,6 +69,17 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
             _replace_weight(copy, row)
     _look_once(copy)
     return copy
+
+
+def _ask_for_sizes_before(graph: Graph, net: Any) -> None:
+    """Let who asks for a size ask for that of what is pruned and quantized, so that it reads none of a row's values."""
+    for node in graph.nodes:
+        while _asks_for_size(node) and (_calls(node.args[0], net, Pruner) or _calls(node.args[0], net, Quantizer)):
+            node.replace_input_with(node.args[0], node.args[0].args[0])
+
+
+def _asks_for_size(node: Node) -> bool:
+    return node.target in ("size", "dim", "numel") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
 
 
 def _look_once(graph: Graph) -> None:
@@ -146,9 +158,11 @@ def _replace(graph: Graph, row: Row, net: Any) -> None:
 
 
 def _is_free(node: Any, net: Any) -> tuple[bool, nn.Module | None]:
-    """Whether only one reads what `node` yields, which is in memory of its own and not kept for the way back; and the
-    module that yields it, if one does."""
-    if not isinstance(node, Node) or len(node.users) != 1 or _is_seen(node, net):
+    """Whether only one reads what `node` yields, but for its size, and that is in memory of its own and not kept for
+    the way back; and the module that yields it, if one does."""
+    if not isinstance(node, Node) or _is_seen(node, net):
+        return False, None
+    if len([reader for reader in node.users if not _asks_for_size(reader)]) != 1:
         return False, None
     module = submodule(net, str(node.args[1].target)) if node.target is normed else _module(node, net)  # type: ignore[union-attr]
     what = node.target if module is None else type(module)

@@ -95,9 +95,13 @@ class QuantizedProduct:
         if acts is not None and self._fits(x, weight, acts):
             return _Product.apply(x, weight, bias, self, acts, of_input)  # type: ignore[no-any-return]
         x = x if of_input is None else fake_quantize_one(x, of_input)
+        return self.function(x, self._rounded(weight, acts), bias, *rest, **more)  # type: ignore[no-any-return, operator]
+
+    def _rounded(self, weight: Tensor, how: Rounding | None) -> Tensor:
+        if how is not None and has_kernels(weight, how):
+            return fake_quantize_one(weight, how)
         pruner, quantizer = self.modules
-        rounded = quantizer(weight) if pruner is None else prune_and_quantize(weight, pruner, quantizer)
-        return self.function(x, rounded, bias, *rest, **more)  # type: ignore[no-any-return, operator]
+        return quantizer(weight) if pruner is None else prune_and_quantize(weight, pruner, quantizer)
 
     def rounding(self) -> Rounding | None:
         """How the weight is rounded now, where a call does nothing else; that of before, where nothing is another."""
@@ -150,7 +154,8 @@ class _Product(torch.autograd.Function):
         ctx.call, ctx.how, keep, size = call, how, None, weight.numel()
         memory = call.scratch.borrow(size)
         rounded, _ = memory.seen_as(weight)
-        jobs = [cpu_kernels.rounded(weight, how, rounded)]
+        ctx.job = cpu_kernels.rounded(weight, how, rounded)
+        jobs = [ctx.job]
         if of_input is not None:
             keep = torch.empty_like(x, dtype=torch.uint8) if ctx.needs_input_grad[0] else None
             jobs.append(cpu_kernels.rounded(x, of_input, x, keep))
@@ -185,7 +190,7 @@ class _Product(torch.autograd.Function):
             return *(next(each) if is_wanted else None for is_wanted in wanted), None, None, None
         memory = call.scratch.borrow(weight.numel())
         rounded, keep = memory.seen_as(weight)
-        cpu_kernels.run([cpu_kernels.rounded(weight, how, rounded, keep)], weight.numel())
+        cpu_kernels.run([cpu_kernels.rounded_again(ctx.job, weight, rounded, keep)], weight.numel())
         of_x, of_weight, of_bias = call.gradients(grad, x, rounded, wanted)
         jobs, size = [], 0
         if of_weight is not None:

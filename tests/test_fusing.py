@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import trained
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -309,6 +310,26 @@ def test_a_product_computes_what_its_parts_do(kind: str, layout: Any, spec: str)
     assert len(grads[0]) == len(grads[1])
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("ask", [lambda x: x.shape[0], lambda x: x.size(0)])
+def test_who_asks_for_a_size_reads_no_values(ask: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return self.linear(x).reshape(ask(x), 2, 2)
+
+    torch.manual_seed(0)
+    net = trained(Net(), "Q8(w,f)@1", torch.randn(3, 5))
+    [call] = [n.target for n in fused(net.graph, net).nodes if isinstance(n.target, QuantizedProduct)]
+    assert call.input is not None
+    x = torch.randn(3, 5)
+    ys = [one(x) for one in (net, apart(net))]
+    assert torch.equal(*ys)
 
 
 def test_a_weight_that_changes_between_the_ways_is_an_error() -> None:
