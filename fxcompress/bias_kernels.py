@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]
 """Of one product its bias, or that of its batch norm; the norm's mean, variance and factor, and the product's own bias
@@ -25,7 +25,11 @@ def has_loop(products: Sequence[Tensors]) -> bool:
 def _has_loop(product: Tensors) -> bool:
     *vectors, of_weight, of_input = product
     for t in product:
-        if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.is_contiguous()):
+        if t is None:
+            continue
+        if type(t) not in (Tensor, nn.Parameter) or t.dtype is not torch.float32 or not t.is_cpu:
+            return False
+        if not t.is_contiguous():
             return False
     n = product[0].numel()
     if of_input.numel() != 1 or n == 0 or n % of_weight.numel():

@@ -135,8 +135,8 @@ def _gains_and_means(products: list[Product]) -> tuple[Tensor, Tensor]:
     means = torch.cat([n.running_mean for n in norms]).float()
     if any(bias is not None for *_, bias in products):
         means -= torch.cat([torch.zeros_like(n.running_mean) if b is None else b for _, _, n, b in products])
-    # In float64, since PyTorch's root of a float32 may be off by one bit, on some machines.
-    return gammas / torch.sqrt((variances + least).double()).float(), means
+    wide = torch.float64 if variances.is_cpu else torch.float32  # there a root of float32 may be off by one bit
+    return gammas / torch.sqrt((variances + least).to(wide)).float(), means
 
 
 def _scale(quantizer: Quantizer) -> Tensor:

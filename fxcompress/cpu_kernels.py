@@ -55,12 +55,6 @@ def rounded(x: Tensor, how: Rounding, out: Tensor, keep: Tensor | None = None) -
     return _TENSORS.pack(*tensors) + ready[2], ready[3]
 
 
-def rounded_again(job: Job, x: Tensor, out: Tensor, keep: Tensor) -> Job:
-    """As the job before, of the same `x`."""
-    fields, held = job
-    return _TENSORS.pack(x.data_ptr(), out.data_ptr(), keep.data_ptr(), x.numel()) + fields[_TENSORS.size :], held
-
-
 def gated(grad: Tensor, keep: Tensor, out: Tensor) -> Job:
     """A job for `run`: `grad` where `keep` is not 0, and 0 elsewhere; all three as above."""
     return _TENSORS.pack(grad.data_ptr(), out.data_ptr(), keep.data_ptr(), grad.numel()) + _NO_REST, None

@@ -54,7 +54,6 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
     result = copy.graph_copy(graph, {})
     copy.output(result)
     round_biases(copy, net)
-    _ask_for_sizes_before(copy, net)
     rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
     of_activations = [row for row in rows if _module(row.quantizer, net).of_activation]
     for row in of_activations:
@@ -69,17 +68,6 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
             _replace_weight(copy, row)
     _look_once(copy)
     return copy
-
-
-def _ask_for_sizes_before(graph: Graph, net: Any) -> None:
-    """Let who asks for a size ask for that of what is pruned and quantized, so that it reads none of a row's values."""
-    for node in graph.nodes:
-        while _asks_for_size(node) and (_calls(node.args[0], net, Pruner) or _calls(node.args[0], net, Quantizer)):
-            node.replace_input_with(node.args[0], node.args[0].args[0])
-
-
-def _asks_for_size(node: Node) -> bool:
-    return node.target in ("size", "dim", "numel") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
 
 
 def _look_once(graph: Graph) -> None:
@@ -150,11 +138,26 @@ def _replace(graph: Graph, row: Row, net: Any) -> None:
     within = None if row.function is None else _within(row.function, net)
     function = _module(row.function, net) or (within and FUNCTIONS[within])
     modules = _module(row.pruner, net), _module(row.quantizer, net)
+    _ask_the_start(row, net)
     overwrites, before = _is_free(row.start, net)
     call = QuantizedActivation(function, within or UNBOUNDED, *modules, overwrites, before)
     with graph.inserting_before(row.quantizer):
         one = graph.call_function(call, (row.start,))
     _put(graph, row, one)
+
+
+def _ask_the_start(row: Row, net: Any) -> None:
+    """Let who asks for a row's size ask for that of its start, and so read no values; if nobody reshapes either."""
+    if any(writes_in_place(net, reader) for reader in {*row.quantizer.users, *row.start.users} - {*row.nodes}):
+        return
+    for reader in filter(_asks_for_size, [*row.quantizer.users]):
+        reader.replace_input_with(row.quantizer, row.start)
+
+
+def _asks_for_size(node: Node) -> bool:
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    return node.target is getattr and node.args[1] in ("shape", "ndim")
 
 
 def _is_free(node: Any, net: Any) -> tuple[bool, nn.Module | None]:

@@ -20,6 +20,8 @@ _HOOKS = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "
 _FLAGS = itemgetter("training", "observing", "is_enabled")
 _FLAGS_OF_PRUNER = itemgetter("training", "observing", "is_enabled", "is_frozen")
 
+Looked = tuple[list[tuple[bool, ...]], list[int], list[Tensor | None]]
+
 
 class QuantizedActivation:
     """`quantizer(pruner(function(x)))`, of which the first two may be missing; in one pass over memory where nothing
@@ -112,19 +114,18 @@ class Roundings:
         self.all: list[dict[str, Any]] = []
         self.quantizers: list[dict[str, Any]] = []
         self.pruners: list[dict[str, Any]] = []
-        self.last: tuple[Any, list[Rounding | None]] | None = None
+        self.last: tuple[Looked | None, list[Rounding | None]] | None = None
 
     def __call__(self) -> list[Rounding | None]:
         """By their places."""
         if not is_eager() or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
             return [None] * len(self.calls)
-        if any(map(any, map(_HOOKS, self.all))):
-            return [call.rounding() for call in self.calls]
-        last, now = self.last, self._looked_at()  # another thread may exchange the last
-        if last is not None and now[:2] == last[0][:2] and all(map(is_, now[2], last[0][2])):
-            return last[1]
+        last, now = self.last, self._looked_at()
+        if _are_same(last and last[0], now):
+            return last[1]  # type: ignore[index]
         roundings = [call.rounding() for call in self.calls]
-        self.last = now, roundings
+        # Another thread may have switched something meanwhile.
+        self.last = (now, roundings) if _are_same(now, self._looked_at()) else None
         return roundings
 
     def add(self, call: Any) -> None:
@@ -139,14 +140,21 @@ class Roundings:
             elif isinstance(module, Pruner):
                 self.pruners.append(module.__dict__)
 
-    def _looked_at(self) -> tuple[list[tuple[bool, ...]], list[int], list[Tensor | None]]:
-        """Flags, addresses and tensors that `rounding` looks at."""
+    def _looked_at(self) -> Looked | None:
+        """Flags, addresses and tensors that `rounding` looks at; None where somebody is told of calls."""
+        if any(map(any, map(_HOOKS, self.all))):
+            return None
         flags = [*map(_FLAGS, self.quantizers), *map(_FLAGS_OF_PRUNER, self.pruners)]
         each = [have["_buffers"] for have in self.quantizers]
         scales = [buffers.get("scale") for buffers in each]
-        addresses = [scale.data_ptr() for scale in scales if scale is not None]
+        addresses = [scale.data_ptr() for scale in scales if type(scale) is Tensor]
         zero_points, masks = ([b["zero_point"] for b in each], [have["_buffers"]["mask"] for have in self.pruners])
         return flags, addresses, scales + zero_points + masks
+
+
+def _are_same(a: Looked | None, b: Looked | None) -> bool:
+    """Whether both are there, and alike."""
+    return a is not None and b is not None and a[:2] == b[:2] and all(map(is_, a[2], b[2]))
 
 
 def weight_rounding(modules: tuple[Pruner | None, Quantizer], axes: int, before: Rounding | None) -> Rounding | None:

@@ -154,8 +154,7 @@ class _Product(torch.autograd.Function):
         ctx.call, ctx.how, keep, size = call, how, None, weight.numel()
         memory = call.scratch.borrow(size)
         rounded, _ = memory.seen_as(weight)
-        ctx.job = cpu_kernels.rounded(weight, how, rounded)
-        jobs = [ctx.job]
+        jobs = [cpu_kernels.rounded(weight, how, rounded)]
         if of_input is not None:
             keep = torch.empty_like(x, dtype=torch.uint8) if ctx.needs_input_grad[0] else None
             jobs.append(cpu_kernels.rounded(x, of_input, x, keep))
@@ -190,7 +189,7 @@ class _Product(torch.autograd.Function):
             return *(next(each) if is_wanted else None for is_wanted in wanted), None, None, None
         memory = call.scratch.borrow(weight.numel())
         rounded, keep = memory.seen_as(weight)
-        cpu_kernels.run([cpu_kernels.rounded_again(ctx.job, weight, rounded, keep)], weight.numel())
+        cpu_kernels.run([cpu_kernels.rounded(weight, how, rounded, keep)], weight.numel())
         of_x, of_weight, of_bias = call.gradients(grad, x, rounded, wanted)
         jobs, size = [], 0
         if of_weight is not None:

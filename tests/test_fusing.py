@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import trained
+from helpers import seeded, trained
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -24,12 +24,12 @@ from fxcompress import grid as grids
 from fxcompress.errors import InputError
 from fxcompress.fusing import fused
 from fxcompress.grid import Grid, fake_quantize
-from fxcompress.joint_calls import QuantizedActivation
+from fxcompress.joint_calls import QuantizedActivation, Roundings
 from fxcompress.kernels import fake_quantize_one, has_kernels
 from fxcompress.pruner import Pruner
 from fxcompress.quantized_product import QuantizedProduct
 from fxcompress.quantizer import Plan, Quantizer
-from fxcompress.rounding import UNBOUNDED, Bounds, Rounding
+from fxcompress.rounding import IDLE, UNBOUNDED, Bounds, Rounding
 
 GRIDS = [
     *(Grid(bits, True, True, narrow=True) for bits in (2, 4, 8, 16)),
@@ -312,24 +312,83 @@ def test_a_product_computes_what_its_parts_do(kind: str, layout: Any, spec: str)
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("ask", [lambda x: x.shape[0], lambda x: x.size(0)])
-def test_who_asks_for_a_size_reads_no_values(ask: Any) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm, self.linear = nn.LayerNorm(5), nn.Linear(5, 4)
+class Asks(nn.Module):
+    """A product of a norm's or a function's output, and a size of that."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.norm(x)
-            return self.linear(x).reshape(ask(x), 2, 2)
+    def __init__(self, ask: Any, function: Any = None) -> None:
+        super().__init__()
+        self.norm, self.linear, self.size, self.function = nn.LayerNorm(5), nn.Linear(5, 4), nn.ELU(), function
+        self.ask = ask
 
-    torch.manual_seed(0)
-    net = trained(Net(), "Q8(w,f)@1", torch.randn(3, 5))
-    [call] = [n.target for n in fused(net.graph, net).nodes if isinstance(n.target, QuantizedProduct)]
-    assert call.input is not None
+    def forward(self, x: Tensor, dim: float = 2.0) -> Any:
+        y = self.norm(x) if self.function is None else self.function(self.norm(x))
+        return self.ask(self, y), self.linear(y) * dim
+
+
+def calls(net: Any, kind: type) -> list[Any]:
+    return [n.target for n in fused(net.graph, net).nodes if isinstance(n.target, kind)]
+
+
+@pytest.mark.parametrize("function", [None, nn.ReLU(), nn.ReLU(inplace=True)])
+@pytest.mark.parametrize("ask", [lambda m, y: y.shape[0] + y.shape[1], lambda m, y: y.size(0) + y.ndim])
+def test_who_asks_for_a_size_reads_no_values(ask: Any, function: Any) -> None:
+    net = trained(seeded(lambda: Asks(ask, function)), "Q8(w,f)@1", torch.randn(3, 5))
+    [product] = calls(net, QuantizedProduct)
+    assert product.input is not None
     x = torch.randn(3, 5)
-    ys = [one(x) for one in (net, apart(net))]
-    assert torch.equal(*ys)
+    (size, y), (expected, z) = net(x), apart(net)(x)
+    assert size == expected
+    assert torch.equal(y, z)
+
+
+def reshaped(model: Any, y: Tensor) -> Any:
+    z = y.unsqueeze_(1)
+    return z.dim() + y.dim() + y.shape[2]
+
+
+@pytest.mark.parametrize("ask", [lambda m, y: m.size(y), reshaped], ids=["a module of that name", "a new shape"])
+def test_what_is_no_question_for_a_size_stays(ask: Any) -> None:
+    net, x = trained(seeded(lambda: Asks(ask)), "Q8(w,f)@1", torch.randn(3, 5)), torch.randn(3, 5)
+    for found, expected in zip(net(x), apart(net)(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_hook_that_is_gone_leaves_no_trace() -> None:
+    net, x = compressed(), torch.randn(4, 3, 8, 8)
+    [roundings] = calls(net, Roundings)
+    expected = [how.overwrites for how in roundings()]
+    assert any(expected)
+    assert roundings() is roundings()
+    norm = next(m for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    hook = norm.register_forward_hook(lambda *_: None)
+    assert [how.overwrites for how in roundings()] != expected
+    hook.remove()
+    assert [how.overwrites for how in roundings()] == expected
+    net(x)
+
+
+def test_a_switch_is_seen_at_the_next_forward() -> None:
+    net = compressed()
+    [roundings] = calls(net, Roundings)
+    for module in net.modules():
+        if isinstance(module, (Pruner, Quantizer)):
+            before = roundings()
+            module.release()
+            assert roundings() is not before
+    assert all(how is IDLE for how in roundings())
+
+
+def test_saved_tensors_may_come_back_in_another_layout() -> None:
+    net, grads = compressed().eval().to(memory_format=torch.channels_last), []
+    x = torch.randn(4, 3, 8, 8)
+    for pack in (lambda t: t, lambda t: t.detach().contiguous().clone()):
+        net.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = net(x)
+        y.square().sum().backward()
+        grads.append([p.grad.clone() for p in net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_a_weight_that_changes_between_the_ways_is_an_error() -> None:
@@ -439,6 +498,8 @@ def test_tensors_without_data_leave_nothing_behind() -> None:
     expected = apart(net)(x)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert net(mode.from_tensor(x)).shape == expected.shape
+    fake = {name: mode.from_tensor(t) for name, t in (*net.named_parameters(), *net.named_buffers())}
+    assert torch.func.functional_call(net, fake, (mode.from_tensor(x),)).shape == expected.shape
     assert torch.equal(net(x), expected)
 
 
