@@ -73,12 +73,13 @@ def far_apart(found: Any, other: Any, flips: bool = False) -> list[str]:
         tiny = 1e-8 if name.endswith("scale") else 1e-4  # one rounding to a grid that flips moves weights a little
         close = torch.equal(value, there) if not value.is_floating_point() else torch.allclose(value, there, SAME, tiny)
         far += [] if close else [name]
-    losses = [i for i, pair in enumerate(zip(found["losses"], other["losses"], strict=True)) if not near(*pair)]
+    pairs = enumerate(zip(found["losses"], other["losses"], strict=True))
+    losses = [i for i, (a, b) in pairs if not near(a, b, WITH_FLIPS if flips else SAME)]
     return [*far, *(f"loss {i}" for i in losses)]
 
 
-def near(a: float, b: float) -> bool:
-    return abs(a - b) <= SAME * abs(b)
+def near(a: float, b: float, within: float = SAME) -> bool:
+    return abs(a - b) <= within * abs(b)
 
 
 def assert_as_one(folder: Path, how: str, specs: Any, ranks: int = 2) -> None:
