@@ -57,9 +57,9 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def time_model(name: str, rounds: int) -> str:
+def time_model(name: str, rounds: int, batch: int) -> str:
     """One row: forward and compress in turn, medians, and their ratio."""
-    model, x = torchvision.models.get_model(name, weights=None), torch.rand(1, 3, 224, 224)
+    model, x = torchvision.models.get_model(name, weights=None), torch.rand(batch, 3, 224, 224)
     with torch.no_grad():
         model.eval()(x)
     forwards, captures = [], []
@@ -88,16 +88,17 @@ def time_graphs(make: Callable[[int], tuple[nn.Module, Tensor]]) -> list[str]:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", help="torchvision models (default: resnet152 swin_b)")
+    parser.add_argument("--models", nargs="*", help="torchvision models (default: resnet152 swin_b convnext_base)")
     parser.add_argument("--graphs", action="store_true", help="generated graphs")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of forward and compress in turn")
+    parser.add_argument("--batch", type=int, default=1, help="images of a forward pass")
     given = parser.parse_args()
     both = given.models is None and not given.graphs
     fxc.compress(*chain(100)[:1], SPEC, torch.randn(2, 8), total_steps=100)  # the first call imports
     if both or given.models is not None:
         print("| model | forward, s | compress, s | compress / forward |\n|---|---|---|---|")
-        for name in given.models or ("resnet152", "swin_b"):
-            print(time_model(name, given.rounds), flush=True)
+        for name in given.models or ("resnet152", "swin_b", "convnext_base"):
+            print(time_model(name, given.rounds, given.batch), flush=True)
     if both or given.graphs:
         print("\n| graph | nodes and edges | compress, s |\n|---|---|---|")
         for make in (chain, dense):
