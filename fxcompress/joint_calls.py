@@ -176,7 +176,8 @@ def weight_rounding(modules: tuple[Pruner | None, Quantizer], axes: int, before:
         return before
     if scale is None:
         return Rounding(None, mask=mask, is_dense=is_dense)
-    grid, spread = quantizer.grid, broadcast(scale, quantizer.axis, axes)
+    # A view would bind the scale to its memory, which loading a state may exchange.
+    grid, spread = quantizer.grid, broadcast(scale.data, quantizer.axis, axes)
     how = Rounding(spread, grid.centre, (grid.qmin, grid.qmax), mask, is_dense)
     how.of = scale
     return how

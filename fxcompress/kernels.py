@@ -81,7 +81,7 @@ class _OnCUDA(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, how: Rounding) -> Tensor:
         ctx.how = how
         # What rounding depends on must be as it was, so that a change in between is an error.
-        ctx.save_for_backward(x, *(t for t in (how.scale, how.zero_point, how.mask) if isinstance(t, Tensor)))
+        ctx.save_for_backward(x, *(t for t in (how.of, how.zero_point, how.mask) if isinstance(t, Tensor)))
         return cuda_kernels.forward(x.float(), how).to(x.dtype)
 
     @staticmethod

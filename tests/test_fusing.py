@@ -635,6 +635,24 @@ def test_exchanged_memory_of_scales_counts_at_once() -> None:
     assert torch.equal(net(x), apart(net)(x))
 
 
+def test_a_state_may_be_loaded_by_exchanging_tensors() -> None:
+    net, x = compressed(), torch.randn(4, 3, 8, 8)
+    before = net.eval()(x).detach()
+    state = {name: t.clone() for name, t in net.state_dict().items()}
+    for name, t in state.items():
+        if name.endswith("scale"):
+            t.mul_(2)
+    other = copy.deepcopy(net)
+    other.load_state_dict(state)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        net.load_state_dict(state)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert torch.equal(net(x), other(x))
+    assert not torch.equal(net(x), before)
+
+
 def test_what_is_infinite_is_bounded_before_it_is_masked() -> None:
     x = torch.tensor([[torch.inf, -torch.inf, torch.nan, 1.0]] * 2)
     mask, scale = torch.tensor([False, False, True, True]), torch.tensor(0.1)
