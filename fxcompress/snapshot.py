@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict, defaultdict, deque
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -18,6 +19,7 @@ _OPAQUE = (nn.Module, nn.Parameter, type, ModuleType, FunctionType, MethodType, 
 
 
 _ATOMS = frozenset({type(None), bool, int, float, str, tuple})
+_CONTAINERS = frozenset({list, dict, set, OrderedDict, defaultdict, deque})
 
 
 class Snapshot:
@@ -45,7 +47,12 @@ class Snapshot:
 def _changed(module: nn.Module, state: dict[str, _Kept]) -> list[str]:
     """The attributes that are others than they were."""
     now = module.__dict__
-    changed = [name for name, kept in state.items() if name not in now or kept.differs(now[name])]
+    missing = object()
+    changed = [
+        name
+        for name, kept in state.items()
+        if (value := now.get(name, missing)) is not kept.value or (kept.items is not None and kept.differs(value))
+    ]
     return changed if len(now) == len(state) else [*changed, *(name for name in now if name not in state)]
 
 
@@ -74,6 +81,7 @@ class _Kept:
     __slots__ = ("inside", "items", "value")
 
     def __init__(self, value: Any, depth: int) -> None:
+        """`value` and so many levels inside of what it holds."""
         self.value = value
         self.items: Any = None
         self.inside: tuple[_Kept, ...] = ()
@@ -113,7 +121,7 @@ class _Kept:
             return
         holder: Any = _holder(self.value)
         holder.clear()
-        (holder.extend if isinstance(holder, list) else holder.update)(self.items)
+        (holder.extend if isinstance(holder, (list, deque)) else holder.update)(self.items)
         for kept in self.inside:
             kept.restore()
 
@@ -124,8 +132,8 @@ def _state(module: nn.Module) -> dict[str, _Kept]:
 
 
 def _holder(value: Any) -> Any:
-    """The list, dict or set that a value is or, for a small plain object, keeps its fields in."""
-    if type(value) in (list, dict, set):
+    """The container that a value is or, for a small plain object, keeps its fields in."""
+    if type(value) in _CONTAINERS:
         return value
     fields = getattr(value, "__dict__", None)
     is_object = isinstance(fields, dict) and len(fields) <= MOST_FIELDS and not isinstance(value, _OPAQUE)

@@ -33,10 +33,9 @@ class Values:
         self._twin = mirror(root)
         for module in self._twin.modules():
             module.training = False
-        fakes: dict[Tensor, Tensor] = {}
-        slots: list[Any] = [slot for m in self._twin.modules() for slot in (m._parameters, m._buffers)]
-        for slot in slots:
-            slot.update({k: fakes.setdefault(t, self.like(t)) for k, t in slot.items() if isinstance(t, Tensor)})
+        slots: list[Any] = [slot for m in self._twin.modules() for slot in (m._parameters, m._buffers) if slot]
+        for slot, fakes in zip(slots, self.like(slots), strict=True):
+            slot.update(fakes)
 
     def like(self, value: Any) -> Any:
         """`value` with fake tensors in place of its tensors, whose data is never looked at; equal ones stay one."""

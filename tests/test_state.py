@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,16 @@ def appends_in_a_container(m: Any, x: Tensor) -> Tensor:
     return m.layer(x) * len(m.state["all"])
 
 
+def counts_in_a_container(m: Any, x: Tensor) -> Tensor:
+    m.state[len(m.state)] = 1
+    return m.layer(x) * len(m.state)
+
+
+def queues(m: Any, x: Tensor) -> Tensor:
+    m.state.append(1)
+    return m.layer(x) * len(m.state)
+
+
 def writes_to_a_tensor(m: Any, x: Tensor) -> Tensor:
     m.state.mul_(1.5)
     return m.layer(x) * m.state
@@ -55,6 +66,9 @@ def maps(m: Any, x: Tensor) -> Tensor:
 ISLANDS: dict[str, tuple[Callable[[Any, Tensor], Tensor], Any, str]] = {
     "object": (counts_in_an_object, Count, "changes 'state'"),
     "container": (appends_in_a_container, lambda: {"all": []}, "changes 'state'"),
+    "ordered": (counts_in_a_container, OrderedDict, "changes 'state'"),
+    "with defaults": (counts_in_a_container, lambda: defaultdict(int), "changes 'state'"),
+    "queue": (queues, lambda: deque([1], 4), "changes 'state'"),
     "tensor": (writes_to_a_tensor, lambda: torch.ones(6), "changes 'state'"),
     "gradients": (asks_for_gradients, int, "asks whether gradients are computed"),
     "checkpoint": (recomputes, int, "recomputes in backward"),
