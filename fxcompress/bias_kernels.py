@@ -9,7 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from fxcompress.cpu_kernels import PLAIN
 
 Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]
 """Of one product its bias, or that of its batch norm; the norm's mean, variance and factor, and the product's own bias
@@ -27,7 +29,7 @@ def _has_loop(product: Tensors) -> bool:
     for t in product:
         if t is None:
             continue
-        if type(t) not in (Tensor, nn.Parameter) or t.dtype is not torch.float32 or not t.is_cpu:
+        if type(t) not in PLAIN or t.dtype is not torch.float32 or not t.is_cpu:
             return False
         if not t.is_contiguous():
             return False

@@ -153,9 +153,10 @@ def normed(x: Tensor, norm: Any, bias: Tensor | None) -> Tensor:
     if bias is None:
         return norm(x)  # type: ignore[no-any-return]
     if type(norm) not in _PLAIN or norm.bias is None or norm.momentum is None or has_hooks(norm):
+        # Before the call, since what is sharded is whole until then.
+        shift = (bias if norm.bias is None else bias - norm.bias).detach()
         y = norm(x)
-        shift = (bias if norm.bias is None else bias - norm.bias).detach().to(y.dtype)
-        return y + shift.view(-1, *[1] * (y.ndim - 2))  # type: ignore[no-any-return]
+        return y + shift.to(y.dtype).view(-1, *[1] * (y.ndim - 2))  # type: ignore[no-any-return]
     if norm.training:
         norm.num_batches_tracked.add_(1)
     statistics = norm.running_mean, norm.running_var

@@ -14,10 +14,12 @@ from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxcompress.rounding import Rounding
 
+PLAIN = (Tensor, nn.Parameter)
+"""The types of tensors that have memory of their own for certain."""
 GRAIN = 2**15
 """Elements that are worth a thread, as in PyTorch."""
 _HEADER = struct.Struct("@4q")
@@ -38,6 +40,9 @@ def has_layout(x: Tensor, how: Rounding) -> bool:
     if how.mask is not None and not (how.mask.is_cpu and how.mask.dtype in (torch.bool, torch.uint8)):
         return False
     kinds = (how.scale, torch.float32), (how.zero_point, torch.int32)
+    others = [t for t in (how.scale, how.zero_point, how.mask) if isinstance(t, Tensor)]
+    if any(type(t) not in PLAIN for t in others):
+        return False  # others may have no memory
     return all(t.is_cpu and t.is_contiguous() and t.dtype is kind for t, kind in kinds if isinstance(t, Tensor))
 
 

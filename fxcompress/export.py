@@ -118,7 +118,7 @@ def _to_onnx(lowered: GraphModule, inputs: dict[str, Any], types: Types, dynamic
     as_integers(program.model, lowered, floats)
     optimize(program)
     model: ir.Model = program.model
-    for value, name in zip(model.graph.outputs, output_names(lowered), strict=True):
+    for value, name in zip(model.graph.outputs, output_names(len(model.graph.outputs)), strict=True):
         value.name = name
     if model.opset_imports.get("") != types.opset:
         raise ExportError(

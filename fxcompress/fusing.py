@@ -25,6 +25,12 @@ FREE: frozenset[Any] = PRODUCTS | ADDS | {
 }  # fmt: skip
 """What yields memory of its own, which it does not read on the way back."""
 
+RESHAPES = {
+    "unsqueeze_", "squeeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "resize_", "resize_as_", "set_",
+    "as_strided_",
+}  # fmt: skip
+"""What gives a tensor that is there another shape."""
+
 FUNCTIONS: dict[Bounds, Any] = {(0.0, UNBOUNDED[1]): F.relu, (0.0, 6.0): F.relu6}
 """What bounds its input so, and nothing else."""
 
@@ -56,6 +62,9 @@ def fused(graph: Graph, net: nn.Module) -> Graph:
     round_biases(copy, net)
     rows = [_row(n, net) for n in copy.nodes if _calls(n, net, Quantizer) and len(n.all_input_nodes) == 1]
     of_activations = [row for row in rows if _module(row.quantizer, net).of_activation]
+    if not any(map(_reshapes, copy.nodes)):  # an alias of what is asked may be meant
+        for row in of_activations:
+            _ask_the_start(row)
     for row in of_activations:
         _replace(copy, row, net)
     scratch = Scratch()
@@ -138,7 +147,6 @@ def _replace(graph: Graph, row: Row, net: Any) -> None:
     within = None if row.function is None else _within(row.function, net)
     function = _module(row.function, net) or (within and FUNCTIONS[within])
     modules = _module(row.pruner, net), _module(row.quantizer, net)
-    _ask_the_start(row, net)
     overwrites, before = _is_free(row.start, net)
     call = QuantizedActivation(function, within or UNBOUNDED, *modules, overwrites, before)
     with graph.inserting_before(row.quantizer):
@@ -146,12 +154,15 @@ def _replace(graph: Graph, row: Row, net: Any) -> None:
     _put(graph, row, one)
 
 
-def _ask_the_start(row: Row, net: Any) -> None:
-    """Let who asks for a row's size ask for that of its start, and so read no values; if nobody reshapes either."""
-    if any(writes_in_place(net, reader) for reader in {*row.quantizer.users, *row.start.users} - {*row.nodes}):
-        return
+def _ask_the_start(row: Row) -> None:
+    """Let who asks for a row's size ask for that of its start, and so read no values."""
     for reader in filter(_asks_for_size, [*row.quantizer.users]):
         reader.replace_input_with(row.quantizer, row.start)
+
+
+def _reshapes(node: Node) -> bool:
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return (node.op != "call_module" and name in RESHAPES) or "out" in node.kwargs
 
 
 def _asks_for_size(node: Node) -> bool:

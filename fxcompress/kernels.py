@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxcompress import cpu_kernels, cuda_kernels
 from fxcompress.rounding import Rounding
 
-_PLAIN = (Tensor, nn.Parameter)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -23,7 +22,7 @@ def is_eager() -> bool:
 
 def has_kernels(x: Tensor, how: Rounding) -> bool:
     """Whether these kernels round `x` so, if it `is_eager`."""
-    if type(x) not in _PLAIN or x.dtype not in _FLOATS:
+    if type(x) not in cpu_kernels.PLAIN or x.dtype not in _FLOATS:
         return False
     if x.is_cpu:
         return cpu_kernels.has_layout(x, how)
@@ -44,7 +43,7 @@ class _OnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, how: Rounding, overwrites: bool) -> Tensor:
-        out, keep = _alias(x) if overwrites else torch.empty_like(x), None
+        out, keep = alias(x) if overwrites else torch.empty_like(x), None
         if ctx.needs_input_grad[0]:
             keep = torch.empty_like(x, dtype=torch.uint8)
             ctx.save_for_backward(keep)
@@ -56,15 +55,22 @@ class _OnCPU(torch.autograd.Function):
         (keep,), grad = ctx.saved_tensors, grads[0]
         if torch.is_grad_enabled():  # a second derivative takes the factor as it is
             return grad * keep, None, None
+        keep = dense(keep)
         grad = laid_out(grad, keep)
         out = torch.empty_like(grad)
         cpu_kernels.run((cpu_kernels.gated(grad, keep, out),), grad.numel(), is_gate=True)
         return out, None, None
 
 
-def _alias(x: Tensor) -> Tensor:
+def alias(x: Tensor) -> Tensor:
     """The same memory, but no view of `x` to autograd."""
     return torch.empty(0, dtype=x.dtype, device=x.device).set_(x)  # type: ignore[call-overload, no-any-return]
+
+
+def dense(saved: Tensor) -> Tensor:
+    """What was saved for the way back, without the gaps that hooks on saved tensors may bring."""
+    is_so = saved.is_contiguous() or (saved.ndim == 4 and saved.is_contiguous(memory_format=torch.channels_last))
+    return saved if is_so else saved.contiguous()
 
 
 def laid_out(t: Tensor, like: Tensor) -> Tensor:

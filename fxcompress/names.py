@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch.fx import GraphModule, Node
+from typing import Any
+
+from torch.fx import Graph, GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from fxcompress.graph import site
@@ -39,7 +41,21 @@ def module_behind(quantizer: Node) -> str:
     return site(quantizer)
 
 
-def output_names(lowered: GraphModule) -> list[str]:
-    """The names of a graph's outputs in the file."""
-    count = len(pytree.tree_leaves(lowered.graph.output_node().args[0]))
+def output_names(count: int) -> list[str]:
+    """The names of so many outputs of a file."""
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def output_nodes(graph: Graph) -> list[Node]:
+    """What yields the outputs, in order; containers that the graph itself makes are looked into."""
+    return _nodes_in(graph.output_node().args)
+
+
+def _nodes_in(value: Any) -> list[Node]:
+    found: list[Node] = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Node) and isinstance(leaf.target, type):
+            found += _nodes_in((leaf.args, leaf.kwargs))
+        elif isinstance(leaf, Node):
+            found.append(leaf)
+    return found

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from fxcompress import cpu_kernels
 from fxcompress.joint_calls import QuantizedActivation, prune_and_quantize, weight_rounding
-from fxcompress.kernels import fake_quantize_one, has_kernels, laid_out
+from fxcompress.kernels import alias, dense, fake_quantize_one, has_kernels, laid_out
 from fxcompress.operators import PRODUCTS, TRANSPOSED, argument, shape_of, weight_of
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
@@ -161,6 +161,8 @@ class _Product(torch.autograd.Function):
             size += x.numel()
         cpu_kernels.run(jobs, size)
         y = call.compute(x, rounded, bias)
+        if y._is_view():  # of tokens in a matrix; what a Function yields as a view cannot be written to in place
+            y = alias(y)
         call.scratch.give_back(memory)
         # Mask and scale must be as they were, so that a change in between is an error.
         ctx.save_for_backward(x, keep, weight, bias, how.mask, how.of)
@@ -197,6 +199,7 @@ class _Product(torch.autograd.Function):
             jobs.append(cpu_kernels.gated(of_weight, keep, of_weight))
             size += of_weight.numel()
         if of_x is not None and keep_input is not None:
+            keep_input = dense(keep_input)
             of_x = laid_out(of_x, keep_input)
             jobs.append(cpu_kernels.gated(of_x, keep_input, of_x))
             size += of_x.numel()

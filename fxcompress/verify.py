@@ -28,7 +28,7 @@ from fxcompress.frozen import evaluation_copy, lower
 from fxcompress.inputs import bind_example, flat_tensors
 from fxcompress.layers import positional
 from fxcompress.module import CompressedModule
-from fxcompress.names import module_behind, output_names, quantized_names
+from fxcompress.names import module_behind, output_names, output_nodes, quantized_names
 from fxcompress.passes import IntegerProducts
 from fxcompress.pipeline import run
 from fxcompress.qdq import QUANTIZE_DEQUANTIZE
@@ -137,9 +137,9 @@ def _compare_outputs(trained: GraphModule, reference: Reference, runs: Sequence[
     with torch.no_grad():
         theirs = _tensors(trained(*positional(trained.graph, reference.feeds)))
     ours = _tensors(reference.outputs)
-    nodes = reference.graph.graph.output_node().all_input_nodes
+    nodes = output_nodes(reference.graph.graph)
     rows = []
-    for i, name in enumerate(output_names(reference.graph)):
+    for i, name in enumerate(output_names(len(ours))):
         on_grid = nodes[i].target is QUANTIZE_DEQUANTIZE if i < len(nodes) else False
         unit = _scale(reference.graph, nodes[i]) if on_grid else float(ours[i].abs().max()) * 2.0**-23 or 1.0
         found = []

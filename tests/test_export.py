@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -500,3 +501,26 @@ def test_what_writes_in_place_exports_as_trained(is_seen: bool, tmp_path: Path) 
     run = session(tmp_path / "net.onnx", optimized=False).run(None, {"x": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(run[0], net(x.clone()).numpy(), rtol=1e-4, atol=1e-5)
+
+
+class Levels(nn.Module):
+    """Several outputs in an ordered dictionary, as a feature pyramid has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.first(x)
+        return OrderedDict([("fine", y), ("coarse", self.second(torch.relu(y)))])
+
+
+def test_outputs_in_a_container_that_the_graph_makes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = fxc.compress(Levels(), "Q8(w,f)@1", torch.randn(SHAPE), total_steps=4)
+    for _ in range(4):
+        net(torch.randn(SHAPE))
+        net.schedule.step()
+    found = fxc.export_onnx(net.eval(), tmp_path / "net.onnx", torch.randn(SHAPE))
+    assert found.ok
+    assert [(output.name, output.unit) for output in found.outputs] == [("output_0", "steps"), ("output_1", "steps")]

@@ -341,15 +341,24 @@ def test_who_asks_for_a_size_reads_no_values(ask: Any, function: Any) -> None:
     assert torch.equal(y, z)
 
 
+def reshaped_by_an_alias(model: Any, y: Tensor) -> Any:
+    y.contiguous().t_()
+    return y.shape[0] + model.linear(y.t_())
+
+
 def reshaped(model: Any, y: Tensor) -> Any:
     z = y.unsqueeze_(1)
     return z.dim() + y.dim() + y.shape[2]
 
 
-@pytest.mark.parametrize("ask", [lambda m, y: m.size(y), reshaped], ids=["a module of that name", "a new shape"])
-def test_what_is_no_question_for_a_size_stays(ask: Any) -> None:
-    net, x = trained(seeded(lambda: Asks(ask)), "Q8(w,f)@1", torch.randn(3, 5)), torch.randn(3, 5)
-    for found, expected in zip(net(x), apart(net)(x), strict=True):
+@pytest.mark.parametrize("function", [None, nn.ReLU()])
+@pytest.mark.parametrize(
+    "ask", [lambda m, y: m.size(y), reshaped, reshaped_by_an_alias], ids=["named so", "new", "alias"]
+)
+def test_what_is_no_question_for_a_size_stays(ask: Any, function: Any) -> None:
+    net, x = trained(seeded(lambda: Asks(ask, function)), "Q8(w,f)@1", torch.randn(3, 5)), torch.randn(3, 5)
+    apart_by_nodes = torch.fx.Interpreter(net.view(net.graph)).run(x)
+    for found, expected in zip(net(x), apart_by_nodes, strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -378,17 +387,44 @@ def test_a_switch_is_seen_at_the_next_forward() -> None:
     assert all(how is IDLE for how in roundings())
 
 
+def with_gaps(t: Tensor) -> Tensor:
+    """Bytes as part of a larger tensor."""
+    if t.dtype is not torch.uint8:
+        return t
+    larger = t.new_zeros(*t.shape[:-1], t.shape[-1] + 3)
+    larger[..., : t.shape[-1]] = t
+    return larger[..., : t.shape[-1]]
+
+
+def test_what_a_product_yields_may_be_written_to() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            y *= 2.0
+            return y
+
+    rule = {"op": "quantize", "target": "weight", "bits": 8, "start": 1}
+    net = trained(seeded(Net), {"rules": [rule]}, torch.randn(2, 3, 5)).train()
+    net(torch.randn(2, 3, 5)).sum().backward()
+    assert net.linear.weight.grad is not None
+
+
 def test_saved_tensors_may_come_back_in_another_layout() -> None:
     net, grads = compressed().eval().to(memory_format=torch.channels_last), []
     x = torch.randn(4, 3, 8, 8)
-    for pack in (lambda t: t, lambda t: t.detach().contiguous().clone()):
+    for pack in (lambda t: t, lambda t: t.detach().contiguous().clone(), with_gaps):
         net.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             y = net(x)
         y.square().sum().backward()
         grads.append([p.grad.clone() for p in net.parameters()])
-    for a, b in zip(*grads, strict=True):
+    for a, b, c in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(a, c, rtol=1e-3, atol=1e-3)
 
 
 def test_a_weight_that_changes_between_the_ways_is_an_error() -> None:
@@ -500,6 +536,9 @@ def test_tensors_without_data_leave_nothing_behind() -> None:
         assert net(mode.from_tensor(x)).shape == expected.shape
     fake = {name: mode.from_tensor(t) for name, t in (*net.named_parameters(), *net.named_buffers())}
     assert torch.func.functional_call(net, fake, (mode.from_tensor(x),)).shape == expected.shape
+    scales = {name: t for name, t in fake.items() if name.endswith("scale")}
+    with torch.no_grad():
+        assert torch.func.functional_call(net, scales, (x,)).shape == expected.shape
     assert torch.equal(net(x), expected)
 
 
