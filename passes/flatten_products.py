@@ -48,8 +48,9 @@ class FlattenProducts:
         """Flatten each layer's input, and give its unit's output the axes back."""
         todo = [n for n in gm.graph.nodes if _has_more_axes(n)]
         given_back: dict[Node, Node] = {}
+        flattened: dict[Node, tuple[list[Any], Node]] = {}
         for product in todo:
-            _flatten(gm, product, given_back)
+            _flatten(gm, product, given_back, flattened)
         for back in given_back:
             if not back.users:
                 gm.graph.erase_node(back)
@@ -67,17 +68,22 @@ def _has_more_axes(node: Node) -> bool:
     return is_linear and len(shape_of(node)) > 2
 
 
-def _flatten(gm: GraphModule, product: Node, given_back: dict[Node, Node]) -> None:
+def _flatten(
+    gm: GraphModule, product: Node, given_back: dict[Node, Node], flattened: dict[Node, tuple[list[Any], Node]]
+) -> None:
     x: Any = product.args[0]
     *lead, channels = shape_of(product)
     sizes: list[Any]
     if x in given_back and shape_of(x)[:-1] == tuple(lead):
         sizes, flat = list(x.args[1])[:-1], given_back[x]
+    elif x in flattened:  # as for queries, keys and values
+        sizes, flat = flattened[x]
     else:
         # Sizes are asked for and not written down: any axis may be the batch, or a part of it.
         sizes = [-1, *(_call_size(product, x, axis) for axis in range(1, len(lead)))]
         flat = insert_function_before(gm, product, torch.flatten, (x, 0, -2), f"{product.name}_flat")
         flat.meta.update(x.meta, tensor_meta=_flat(x.meta["tensor_meta"]))
+        flattened[x] = sizes, flat
     product.args = (flat, *product.args[1:])
     product.meta["tensor_meta"] = _flat(product.meta["tensor_meta"])
     end = product

@@ -524,3 +524,25 @@ def test_outputs_in_a_container_that_the_graph_makes(tmp_path: Path) -> None:
     found = fxc.export_onnx(net.eval(), tmp_path / "net.onnx", torch.randn(SHAPE))
     assert found.ok
     assert [(output.name, output.unit) for output in found.outputs] == [("output_0", "steps"), ("output_1", "steps")]
+
+
+class Attends(nn.Module):
+    """Three layers of tokens that read the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(x)
+        scores = self.queries(x) @ self.keys(x).transpose(1, 2)
+        return scores.softmax(-1) @ self.values(x)
+
+
+def test_layers_of_tokens_share_their_flat_input(tmp_path: Path) -> None:
+    net = trained("Q8(w,f)", Attends(), (2, 5, 6))
+    found = fxc.export_onnx(net.eval(), tmp_path / "net.onnx", torch.randn(2, 5, 6))
+    assert found.ok
+    model = onnx.load(tmp_path / "net.onnx")
+    flattened = [n.input[0] for n in model.graph.node if n.op_type in ("Flatten", "Reshape")]
+    assert len(set(flattened)) == len(flattened)
