@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba import carray, from_dtype, njit, types  # type: ignore[attr-defined]
 
+from fxcompress.bias_kernels import LEAST
 from fxcompress.cpu_loops import compiled, pointer_to
 
 ADDRESSES = ("out", "bias", "mean", "variance", "gamma", "own", "of_weight", "of_input")
@@ -19,15 +20,15 @@ BIAS = np.dtype([(name, np.intp) for name in ADDRESSES + COUNTS] + [("eps", np.f
 bias; the weight's scales, one for element `i % period`; and the input's one scale. All float32, and all there: without
 batch norm they are those of one that does nothing."""
 _BEHIND_COUNT = np.dtype(np.intp).itemsize
-_LEAST = np.float32(1e-30)
+_LEAST = np.float32(LEAST)
 
 _floats = pointer_to(types.float32)
 _counts, _biases = pointer_to(types.intp), pointer_to(from_dtype(BIAS))
 
 
 @njit(error_model="numpy", inline="always")
-def _rounded(arrays: Any, i: int, eps: Any, scale: Any) -> Any:
-    bias, mean, variance, gamma, own = arrays
+def _rounded(vectors: Any, i: int, eps: Any, scale: Any) -> Any:
+    bias, mean, variance, gamma, own = vectors
     gain = gamma[i] / np.sqrt(variance[i] + eps)
     exact = bias[i] - (mean[i] - own[i]) * gain
     step = abs(gain)
@@ -43,24 +44,23 @@ def _run(address: Any) -> None:
         n = b.size
         out, of_weight = carray(_floats(b.out), n), carray(_floats(b.of_weight), b.period)
         of_input = carray(_floats(b.of_input), 1)[0]
-        at = b.bias, b.mean, b.variance, b.gamma, b.own
-        arrays = (
-            carray(_floats(at[0]), n),
-            carray(_floats(at[1]), n),
-            carray(_floats(at[2]), n),
-            carray(_floats(at[3]), n),
-            carray(_floats(at[4]), n),
+        vectors = (
+            carray(_floats(b.bias), n),
+            carray(_floats(b.mean), n),
+            carray(_floats(b.variance), n),
+            carray(_floats(b.gamma), n),
+            carray(_floats(b.own), n),
         )
         if b.period == 1:
             one = of_weight[0]
             for i in range(n):
-                out[i] = _rounded(arrays, i, b.eps, (of_input, one))
+                out[i] = _rounded(vectors, i, b.eps, (of_input, one))
         elif b.period == n:
             for i in range(n):
-                out[i] = _rounded(arrays, i, b.eps, (of_input, of_weight[i]))
+                out[i] = _rounded(vectors, i, b.eps, (of_input, of_weight[i]))
         else:
             for i in range(n):
-                out[i] = _rounded(arrays, i, b.eps, (of_input, of_weight[i % b.period]))
+                out[i] = _rounded(vectors, i, b.eps, (of_input, of_weight[i % b.period]))
 
 
 run = compiled(_run)

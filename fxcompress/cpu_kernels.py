@@ -39,10 +39,9 @@ def has_layout(x: Tensor, how: Rounding) -> bool:
         return False
     if how.mask is not None and not (how.mask.is_cpu and how.mask.dtype in (torch.bool, torch.uint8)):
         return False
+    if any(isinstance(t, Tensor) and type(t) not in PLAIN for t in (how.scale, how.zero_point, how.mask)):
+        return False  # these may have no memory
     kinds = (how.scale, torch.float32), (how.zero_point, torch.int32)
-    others = [t for t in (how.scale, how.zero_point, how.mask) if isinstance(t, Tensor)]
-    if any(type(t) not in PLAIN for t in others):
-        return False  # others may have no memory
     return all(t.is_cpu and t.is_contiguous() and t.dtype is kind for t, kind in kinds if isinstance(t, Tensor))
 
 
