@@ -16,8 +16,6 @@ from fxcompress.cpu_kernels import PLAIN
 Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]
 """Of one product its bias, or that of its batch norm; the norm's mean, variance and factor, and the product's own bias
 beside it; the scales of its weight and of its input. What is None is that of a norm that does nothing."""
-LEAST = 1e-30
-"""No step of sums is less."""
 _COUNT, _BIAS = struct.Struct("@q"), struct.Struct("@10qf4x")  # as `bias_loops.BIAS`
 
 

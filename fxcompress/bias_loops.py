@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numba import carray, from_dtype, njit, types  # type: ignore[attr-defined]
 
-from fxcompress.bias_kernels import LEAST
 from fxcompress.cpu_loops import compiled, pointer_to
+from fxcompress.rounding import LEAST
 
 ADDRESSES = ("out", "bias", "mean", "variance", "gamma", "own", "of_weight", "of_input")
 COUNTS = ("size", "period")

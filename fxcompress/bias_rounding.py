@@ -28,6 +28,7 @@ from fxcompress.operators import PRODUCTS, bias_of, channel_axis, input_of, is_c
 from fxcompress.placement import LARGEST, folded_product, quantizers_before
 from fxcompress.pruner import Pruner
 from fxcompress.quantizer import Quantizer
+from fxcompress.rounding import LEAST
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -119,7 +120,7 @@ def _shifts(products: list[Product], biases: Tensor, counts: list[int]) -> Tenso
     steps *= torch.cat([_scale(product[0]).expand(n) for product, n in zip(products, counts, strict=True)])
     of_weights = [per_output_channel(_scale(product[1]), n) for product, n in zip(products, counts, strict=True)]
     steps *= torch.cat([s if s.ndim else s.expand(n) for s, n in zip(of_weights, counts, strict=True)])
-    steps.clamp_(min=bias_kernels.LEAST)
+    steps.clamp_(min=LEAST)
     shifts = torch.div(exact, steps).round_().mul_(steps).sub_(exact)
     return shifts.nan_to_num_(0.0, 0.0, 0.0)  # statistics that overflowed are no part of training
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 Bounds = tuple[float, float]
 UNBOUNDED: Bounds = (-float("inf"), float("inf"))
+LEAST = 1e-30
+"""No step that a bias is rounded to is less."""
 
 
 class Rounding:
